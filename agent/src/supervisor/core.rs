@@ -1,0 +1,629 @@
+//! What this node owns and what it must do about it. Pure: inputs in, actions out; the shell
+//! ([`super::Supervisor`]) makes every [`Action::Persist`] and [`Action::Report`] of a step
+//! durable before it acts on the others.
+//!
+//! Invariants (tested with random orders, repeats and crashes):
+//! - a run starts only for the highest epoch known, never for a sealed one, each time under a
+//!   token never used before, and never while another run of the instance lives;
+//! - a repeated assignment changes nothing;
+//! - an ended instance is held, with its outcome, until it is forgotten; its end is reported once
+//!   its outputs are where they belong;
+//! - a task that may not be repeated begins at most once per epoch.
+//!
+//! Limits: [`INSTANCES_MAX`] instances, [`TOMBSTONES_MAX`] memories of forgotten ones.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use hop3_common::{
+    codes::{Code, Problem},
+    id::{InstanceId, UnixMs},
+    ownership::{Epoch, Incarnation, LedgerEntry, Token},
+    spec::Retry,
+    wire::{
+        Assignment, End, Event, Held, INVENTORY_MAX, ModelFacts, Output, Phase, Report, TaskResult,
+        Work,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+/// Most instances held, ended ones included: they fit one inventory.
+pub const INSTANCES_MAX: usize = INVENTORY_MAX;
+/// Forgotten instances whose epoch is remembered, against late messages.
+pub const TOMBSTONES_MAX: usize = 1024;
+
+/// How an instance ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The event of its report.
+    pub event: Event,
+    /// When it ended.
+    pub at: UnixMs,
+    /// Its outputs are delivered, its report is in the outbox.
+    pub reported: bool,
+}
+
+/// One instance that is held.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instance {
+    /// What to run.
+    pub assignment: Arc<Assignment>,
+    /// The durable part of its ownership.
+    pub ledger: LedgerEntry,
+    /// Where it stands.
+    pub phase: Phase,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// The run that an executor has in hand; after a new assignment for a while an older one.
+    live: Option<Token>,
+    /// The live run was asked to end.
+    stopping: bool,
+    /// Forget it as soon as the live run ends.
+    forgotten: bool,
+}
+
+impl Instance {
+    /// The newest run.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        Token {
+            epoch: self.ledger.epoch_max,
+            incarnation: self.ledger.incarnation,
+        }
+    }
+
+    fn is_sealed(&self) -> bool {
+        self.ledger.epoch_max <= self.ledger.sealed_epoch
+    }
+
+    /// Whether a second run must never begin once one has.
+    fn runs_once(&self) -> bool {
+        matches!(&self.assignment.work, Work::Task(task) if task.retry == Retry::Never)
+    }
+}
+
+/// What the stored record of an instance says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// Held.
+    Held {
+        /// What to run.
+        assignment: Arc<Assignment>,
+        /// Its ownership.
+        ledger: LedgerEntry,
+        /// Where it stood.
+        phase: Phase,
+        /// How it ended.
+        outcome: Option<Outcome>,
+    },
+    /// Forgotten; `order` grows.
+    Tombstone {
+        /// Its ownership.
+        ledger: LedgerEntry,
+        /// When, relative to others.
+        order: u64,
+    },
+}
+
+/// What happens to the supervisor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// From the coordinator: own and run this.
+    Assign(Box<Assignment>),
+    /// From the coordinator: end it, if its epoch is not newer.
+    Stop {
+        /// Which.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// From the coordinator: its end is durable there.
+    Forget {
+        /// Which.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// From its executor.
+    Run {
+        /// Which.
+        instance: InstanceId,
+        /// The run that speaks.
+        token: Token,
+        /// What it says.
+        progress: Progress,
+    },
+}
+
+/// What an executor says about its run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Progress {
+    /// Its bytes are being fetched or compiled.
+    Preparing,
+    /// A task could take its first step now; it waits for [`Action::Go`].
+    Prepared {
+        /// Time to fetch its bytes.
+        fetch_us: u64,
+        /// Time to compile or load it.
+        load_us: u64,
+    },
+    /// A model serves.
+    Serving(ModelFacts),
+    /// The run is over. Nothing follows from this run but `Delivered`.
+    Finished(Event),
+    /// Its outputs are at the coordinator, or never will be.
+    Delivered {
+        /// Whether the coordinator has them.
+        kept: bool,
+    },
+}
+
+/// What must be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Store the instance's record (or tombstone) as it is now.
+    Persist(InstanceId),
+    /// Remove the record: a tombstone too many.
+    Erase(InstanceId),
+    /// Put a report into the outbox.
+    Report(Box<Report>),
+    /// Begin a run.
+    Start {
+        /// What.
+        assignment: Arc<Assignment>,
+        /// Its token.
+        token: Token,
+    },
+    /// A prepared task may take its first step.
+    Go {
+        /// Which.
+        instance: InstanceId,
+        /// Its token.
+        token: Token,
+    },
+    /// End a run; it answers with [`Progress::Finished`].
+    Cancel {
+        /// Which.
+        instance: InstanceId,
+        /// Its token.
+        token: Token,
+    },
+    /// Bring outputs to the coordinator; answered with [`Progress::Delivered`].
+    Deliver {
+        /// Which.
+        instance: InstanceId,
+        /// Its token.
+        token: Token,
+        /// What.
+        outputs: Vec<Output>,
+    },
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Core {
+    instances: BTreeMap<InstanceId, Instance>,
+    tombstones: BTreeMap<InstanceId, (LedgerEntry, u64)>,
+    /// Forgotten instances, oldest first.
+    forgotten: VecDeque<(u64, InstanceId)>,
+}
+
+impl Core {
+    /// What was stored when the agent ended, and what to do about it, instance by instance.
+    #[must_use]
+    pub fn restore(
+        stored: impl IntoIterator<Item = (InstanceId, Stored)>,
+        now: UnixMs,
+    ) -> (Self, Vec<Vec<Action>>) {
+        let mut core = Self::default();
+        for (id, stored) in stored {
+            match stored {
+                Stored::Held {
+                    assignment,
+                    ledger,
+                    phase,
+                    outcome,
+                } => {
+                    let instance = Instance {
+                        assignment,
+                        ledger,
+                        phase,
+                        outcome,
+                        live: None,
+                        stopping: false,
+                        forgotten: false,
+                    };
+                    core.instances.insert(id, instance);
+                }
+                Stored::Tombstone { ledger, order } => {
+                    core.tombstones.insert(id.clone(), (ledger, order));
+                    core.forgotten.push_back((order, id));
+                }
+            }
+        }
+        core.forgotten.make_contiguous().sort();
+        let held: Vec<_> = core.instances.keys().cloned().collect();
+        let resume = |id: &InstanceId| {
+            let mut actions = Vec::new();
+            core.resume(id, now, &mut actions);
+            actions
+        };
+        let steps = held.iter().map(resume).collect();
+        (core, steps)
+    }
+
+    /// Goes on with an instance after a restart of the agent.
+    fn resume(&mut self, id: &InstanceId, now: UnixMs, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        if let Some(outcome) = instance.outcome.take() {
+            if outcome.reported {
+                instance.outcome = Some(outcome);
+            } else {
+                self.end(id, outcome.event, outcome.at, actions);
+            }
+            return;
+        }
+        if instance.phase == Phase::Running && instance.runs_once() && !instance.is_sealed() {
+            let message = "the agent restarted while it ran";
+            let event = Event::Failed(Problem::new(Code::TaskLost, message));
+            return self.end(id, event, now, actions);
+        }
+        self.start(id, now, actions);
+    }
+
+    /// Every instance held, for the coordinator.
+    #[must_use]
+    pub fn inventory(&self) -> Vec<Held> {
+        let held = |(id, i): (&InstanceId, &Instance)| Held {
+            instance: id.clone(),
+            token: i.token(),
+            phase: i.phase,
+        };
+        self.instances.iter().map(held).collect()
+    }
+
+    /// One instance, if it is held.
+    #[must_use]
+    pub fn get(&self, id: &InstanceId) -> Option<&Instance> {
+        self.instances.get(id)
+    }
+
+    /// The instances held.
+    pub fn instances(&self) -> impl Iterator<Item = (&InstanceId, &Instance)> {
+        self.instances.iter()
+    }
+
+    /// What to store of an instance; `None` if nothing is known of it.
+    #[must_use]
+    pub fn stored(&self, id: &InstanceId) -> Option<Stored> {
+        if let Some(i) = self.instances.get(id) {
+            return Some(Stored::Held {
+                assignment: i.assignment.clone(),
+                ledger: i.ledger,
+                phase: i.phase,
+                outcome: i.outcome.clone(),
+            });
+        }
+        let (ledger, order) = *self.tombstones.get(id)?;
+        Some(Stored::Tombstone { ledger, order })
+    }
+
+    /// Takes one input; what follows from it, in order.
+    #[must_use]
+    pub fn step(&mut self, input: Input, now: UnixMs) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match input {
+            Input::Assign(assignment) => self.assign(*assignment, now, &mut actions),
+            Input::Stop { instance, epoch } => self.stop(&instance, epoch, now, &mut actions),
+            Input::Forget { instance, epoch } => self.forget(&instance, epoch, &mut actions),
+            Input::Run {
+                instance,
+                token,
+                progress,
+            } => {
+                self.progress(&instance, token, progress, now, &mut actions);
+            }
+        }
+        actions
+    }
+
+    fn assign(&mut self, assignment: Assignment, now: UnixMs, actions: &mut Vec<Action>) {
+        let id = assignment.instance.clone();
+        let known = self.instances.get(&id).map(|i| (i.ledger, i.live));
+        let buried = self.tombstones.get(&id).map(|(ledger, _)| *ledger);
+        let before = known
+            .map(|(ledger, _)| ledger)
+            .or(buried)
+            .unwrap_or_default();
+        let epoch = assignment.epoch;
+        if epoch <= before.sealed_epoch || epoch <= before.epoch_max {
+            return;
+        }
+        let Ok(ledger) = before.assign(epoch) else {
+            return;
+        };
+        if known.is_none() && self.instances.len() >= INSTANCES_MAX {
+            let message = format!("this node already holds {INSTANCES_MAX} instances");
+            let event = Event::Failed(Problem::new(Code::Busy, message));
+            let token = Token {
+                epoch,
+                incarnation: Incarnation(0),
+            };
+            actions.push(report(&id, token, now, event));
+            return;
+        }
+        self.exhume(&id);
+        let live = known.and_then(|(_, live)| live);
+        let instance = Instance {
+            assignment: Arc::new(assignment),
+            ledger,
+            phase: Phase::Accepted,
+            outcome: None,
+            live,
+            stopping: live.is_some(),
+            forgotten: false,
+        };
+        self.instances.insert(id.clone(), instance);
+        match live {
+            // The new run starts when the deposed one has ended.
+            Some(token) => {
+                actions.push(Action::Persist(id.clone()));
+                actions.push(Action::Cancel {
+                    instance: id,
+                    token,
+                });
+            }
+            None => self.start(&id, now, actions),
+        }
+    }
+
+    /// Begins a run, or ends an instance whose epoch was given up.
+    fn start(&mut self, id: &InstanceId, now: UnixMs, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        match instance.ledger.begin() {
+            Ok((ledger, token)) => {
+                instance.ledger = ledger;
+                instance.phase = Phase::Accepted;
+                instance.live = Some(token);
+                instance.stopping = false;
+                actions.push(Action::Persist(id.clone()));
+                let assignment = Arc::clone(&instance.assignment);
+                actions.push(Action::Start { assignment, token });
+            }
+            Err(_) => self.end(id, Event::Stopped, now, actions),
+        }
+    }
+
+    fn progress(
+        &mut self,
+        id: &InstanceId,
+        token: Token,
+        progress: Progress,
+        now: UnixMs,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        if let Progress::Delivered { kept } = progress {
+            return self.delivered(id, token, kept, actions);
+        }
+        if instance.live != Some(token) {
+            return;
+        }
+        let current = token == instance.token() && !instance.stopping;
+        match progress {
+            Progress::Preparing if current => instance.phase = Phase::Preparing,
+            Progress::Prepared { fetch_us, load_us } if current => {
+                instance.phase = Phase::Running;
+                actions.push(Action::Persist(id.clone()));
+                actions.push(report(id, token, now, Event::Started { fetch_us, load_us }));
+                actions.push(Action::Go {
+                    instance: id.clone(),
+                    token,
+                });
+            }
+            Progress::Serving(facts) if current => {
+                instance.phase = Phase::Running;
+                actions.push(Action::Persist(id.clone()));
+                actions.push(report(id, token, now, Event::ModelReady(facts)));
+            }
+            Progress::Finished(event) => {
+                instance.live = None;
+                if instance.forgotten {
+                    self.bury(id, actions);
+                } else if token.epoch < instance.ledger.epoch_max {
+                    self.start(id, now, actions);
+                } else {
+                    self.end(id, event, now, actions);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Records an end; its report waits for its outputs.
+    fn end(&mut self, id: &InstanceId, event: Event, at: UnixMs, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        let outputs = outputs_of(&event);
+        let token = instance.token();
+        instance.phase = Phase::Ended;
+        instance.stopping = false;
+        let reported = outputs.is_empty();
+        actions.push(Action::Persist(id.clone()));
+        if reported {
+            actions.push(report(id, token, at, event.clone()));
+        } else {
+            actions.push(Action::Deliver {
+                instance: id.clone(),
+                token,
+                outputs,
+            });
+        }
+        instance.outcome = Some(Outcome {
+            event,
+            at,
+            reported,
+        });
+    }
+
+    fn delivered(&mut self, id: &InstanceId, token: Token, kept: bool, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        if instance.token() != token {
+            return;
+        }
+        let Some(outcome) = instance.outcome.as_mut().filter(|o| !o.reported) else {
+            return;
+        };
+        if let (false, Event::TaskEnded(result)) = (kept, &mut outcome.event) {
+            (result.stdout, result.stderr) = (None, None);
+        }
+        outcome.reported = true;
+        let report = report(id, token, outcome.at, outcome.event.clone());
+        actions.push(Action::Persist(id.clone()));
+        actions.push(report);
+    }
+
+    fn stop(&mut self, id: &InstanceId, epoch: Epoch, now: UnixMs, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return self.stop_unknown(id, epoch, now, actions);
+        };
+        if epoch < instance.ledger.epoch_max || instance.ledger.sealed_epoch >= epoch {
+            return;
+        }
+        instance.ledger = instance.ledger.seal(epoch);
+        if instance.outcome.is_some() {
+            actions.push(Action::Persist(id.clone()));
+        } else if let Some(token) = instance.live {
+            actions.push(Action::Persist(id.clone()));
+            if !std::mem::replace(&mut instance.stopping, true) {
+                actions.push(Action::Cancel {
+                    instance: id.clone(),
+                    token,
+                });
+            }
+        } else {
+            self.end(id, Event::Stopped, now, actions);
+        }
+    }
+
+    /// A stop that overtook its assignment: it must not start later, and whoever waits for its
+    /// end is told.
+    fn stop_unknown(
+        &mut self,
+        id: &InstanceId,
+        epoch: Epoch,
+        now: UnixMs,
+        actions: &mut Vec<Action>,
+    ) {
+        let before = self
+            .tombstones
+            .get(id)
+            .map(|(ledger, _)| *ledger)
+            .unwrap_or_default();
+        if before.sealed_epoch >= epoch {
+            return;
+        }
+        let ledger = before.assign(epoch).unwrap_or(before).seal(epoch);
+        self.exhume(id);
+        self.entomb(id, ledger, actions);
+        let token = Token {
+            epoch,
+            incarnation: Incarnation(0),
+        };
+        actions.push(report(id, token, now, Event::Stopped));
+    }
+
+    fn forget(&mut self, id: &InstanceId, epoch: Epoch, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.get_mut(id) else {
+            return;
+        };
+        if epoch < instance.ledger.epoch_max {
+            return;
+        }
+        let Some(token) = instance.live else {
+            return self.bury(id, actions);
+        };
+        instance.ledger = instance.ledger.seal(epoch);
+        instance.forgotten = true;
+        actions.push(Action::Persist(id.clone()));
+        if !std::mem::replace(&mut instance.stopping, true) {
+            actions.push(Action::Cancel {
+                instance: id.clone(),
+                token,
+            });
+        }
+    }
+
+    fn bury(&mut self, id: &InstanceId, actions: &mut Vec<Action>) {
+        let Some(instance) = self.instances.remove(id) else {
+            return;
+        };
+        let ledger = instance.ledger.seal(instance.ledger.epoch_max);
+        self.entomb(id, ledger, actions);
+    }
+
+    fn entomb(&mut self, id: &InstanceId, ledger: LedgerEntry, actions: &mut Vec<Action>) {
+        let order = self.forgotten.back().map_or(0, |(order, _)| order + 1);
+        self.tombstones.insert(id.clone(), (ledger, order));
+        self.forgotten.push_back((order, id.clone()));
+        actions.push(Action::Persist(id.clone()));
+        if self.forgotten.len() > TOMBSTONES_MAX
+            && let Some((_, oldest)) = self.forgotten.pop_front()
+        {
+            self.tombstones.remove(&oldest);
+            actions.push(Action::Erase(oldest));
+        }
+    }
+
+    fn exhume(&mut self, id: &InstanceId) {
+        if self.tombstones.remove(id).is_some() {
+            self.forgotten.retain(|(_, other)| other != id);
+        }
+    }
+}
+
+fn report(id: &InstanceId, token: Token, at: UnixMs, event: Event) -> Action {
+    Action::Report(Box::new(Report {
+        instance: id.clone(),
+        token,
+        at,
+        event,
+    }))
+}
+
+/// What must be at the coordinator before the end is reported.
+#[must_use]
+pub fn outputs_of(event: &Event) -> Vec<Output> {
+    match event {
+        Event::TaskEnded(result) => result.stdout.into_iter().chain(result.stderr).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The end of a task that was cancelled before its first step.
+#[must_use]
+pub fn cancelled_before_start() -> Event {
+    let (stdout, stderr) = (None, None);
+    let result = TaskResult {
+        end: End::Cancelled,
+        usage: Default::default(),
+        stdout,
+        stderr,
+    };
+    Event::TaskEnded(Box::new(result))
+}
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

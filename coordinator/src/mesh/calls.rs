@@ -1,0 +1,317 @@
+//! Calls to a node, many to a stream.
+//!
+//! A node has a few long-lived streams ("lanes"), opened when needed. Each has one writer, which
+//! gives the stream whatever was queued as one write, and one reader, which completes the callers.
+//! A caller encodes straight into the lane's queue and waits on its own one-shot: no task, no
+//! channel and no lock is held per call. Large inputs get a stream of their own, so that they do
+//! not stand in front of small ones.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hop3_common::{
+    codes::{Code, Problem},
+    id::NodeId,
+    wire::{
+        CALL_FRAME_MAX, Call, CallResult, Reply, StreamHeader, Target, close,
+        io::{self, FrameReader},
+    },
+};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    counters::Counters,
+    inflight::{self, InFlight},
+    link::{PRIORITY_CALLS, open, unreachable},
+    outgoing::{self, Outgoing},
+};
+
+/// Most lanes per node. Half of the streams that an agent grants at first.
+const LANES_MAX: usize = 4;
+/// Calls in flight on every lane before one more is opened: fewer lanes coalesce better, more
+/// suffer less from a lost packet.
+const LANE_CALLS: usize = 64;
+/// Most bytes of calls that wait in a lane for the node to take them.
+const LANE_BYTES_MAX: usize = 1 << 20;
+/// An input from this size on has its own stream: above it, the copy costs more than the stream.
+const LARGE_BYTES: usize = 64 << 10;
+/// Lanes tried for one call before the node counts as unreachable: it may have just ended some.
+const ENTER_TRIES: usize = LANES_MAX + 1;
+/// Most large calls at once per node: 8 MiB each, twice (input and output).
+const LARGE_MAX: usize = 4;
+
+type Outcome = Result<CallResult, Problem>;
+type Waiting = InFlight<oneshot::Sender<Outcome>>;
+
+/// The calls of one session.
+pub(super) struct Calls {
+    node: NodeId,
+    connection: Connection,
+    counters: Arc<Counters>,
+    lanes: Mutex<Vec<Arc<Lane>>>,
+    /// One opens at a time.
+    opening: tokio::sync::Mutex<()>,
+    large: Semaphore,
+}
+
+/// One long-lived stream.
+struct Lane {
+    outgoing: Outgoing,
+    waiting: Mutex<Waiting>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds these locks can leave them half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Calls {
+    pub(super) fn new(node: NodeId, connection: Connection, counters: Arc<Counters>) -> Self {
+        let (lanes, opening) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { node, connection, counters, lanes, opening, large: Semaphore::new(LARGE_MAX) }
+    }
+
+    /// See [`NodeLink::call`](super::NodeLink::call).
+    pub(super) async fn call(&self, target: Target, deadline: Duration) -> Outcome {
+        let until = Instant::now() + deadline;
+        let bytes = input_bytes(&target);
+        if bytes > CALL_FRAME_MAX {
+            let message = format!("an input of {bytes} bytes exceeds {CALL_FRAME_MAX}");
+            return Err(Problem::new(Code::TooLarge, message));
+        }
+        self.counters.calls.one();
+        let outcome = if bytes >= LARGE_BYTES {
+            timeout_at(until, Box::pin(self.large(target, until))).await
+        } else {
+            timeout_at(until, self.small(target, until)).await
+        };
+        outcome.unwrap_or_else(|_| {
+            let message = format!("node `{}` did not answer within {deadline:?}", self.node);
+            Err(Problem::new(Code::Deadline, message))
+        })
+    }
+
+    async fn small(&self, target: Target, until: Instant) -> Outcome {
+        let (lane, id, reply) = self.enter(until).await?;
+        let mut pending = Pending { calls: self, lane: &lane, id, armed: true };
+        let call = Call { id, deadline_ms: left_ms(until), target };
+        lane.outgoing.push(&call, CALL_FRAME_MAX).map_err(|error| self.not_sent(&error))?;
+        let outcome = reply.await.unwrap_or_else(|_| Err(unreachable(&self.node)));
+        pending.armed = false;
+        outcome
+    }
+
+    /// A place in a lane.
+    async fn enter(
+        &self,
+        until: Instant,
+    ) -> Result<(Arc<Lane>, u64, oneshot::Receiver<Outcome>), Problem> {
+        let (mut sender, receiver) = oneshot::channel();
+        for _ in 0..ENTER_TRIES {
+            let lane = match self.least_busy(LANE_CALLS) {
+                Some(lane) => lane,
+                None => self.open_lane(until).await?,
+            };
+            // The guard must be gone before anything is awaited.
+            let inserted = lock(&lane.waiting).insert(sender);
+            match inserted {
+                Ok(id) => return Ok((lane, id, receiver)),
+                Err(inflight::Rejected::Full(_)) => return Err(self.busy()),
+                Err(inflight::Rejected::Closed(back)) => {
+                    sender = back;
+                    lock(&self.lanes).retain(|known| !Arc::ptr_eq(known, &lane));
+                }
+            }
+        }
+        Err(unreachable(&self.node))
+    }
+
+    /// The lane with the fewest calls, if it has fewer than `below` or no lane may be added.
+    fn least_busy(&self, below: usize) -> Option<Arc<Lane>> {
+        let lanes = lock(&self.lanes);
+        let (calls, lane) =
+            lanes.iter().map(|lane| (lock(&lane.waiting).len(), lane)).min_by_key(|l| l.0)?;
+        (calls < below || lanes.len() >= LANES_MAX).then(|| lane.clone())
+    }
+
+    async fn open_lane(&self, until: Instant) -> Result<Arc<Lane>, Problem> {
+        let _one = self.opening.lock().await;
+        if let Some(lane) = self.least_busy(LANE_CALLS) {
+            return Ok(lane);
+        }
+        let opened = open(&self.connection, &self.node, &StreamHeader::Calls, until).await;
+        let (send, recv) = match opened {
+            Ok(streams) => streams,
+            // The node grants no more streams: share what there is.
+            Err(problem) if problem.code == Code::Busy => {
+                return self.least_busy(usize::MAX).ok_or(problem);
+            }
+            Err(problem) => return Err(problem),
+        };
+        // Fails only when the stream is gone, which the writer notices.
+        let _ = send.set_priority(PRIORITY_CALLS);
+        let lane =
+            Arc::new(Lane { outgoing: Outgoing::new(LANE_BYTES_MAX), waiting: Mutex::default() });
+        lock(&self.lanes).push(lane.clone());
+        tokio::spawn(write_lane(lane.clone(), send, self.node.clone()));
+        let reader = Reader {
+            node: self.node.clone(),
+            connection: self.connection.clone(),
+            counters: self.counters.clone(),
+            lane: lane.clone(),
+        };
+        tokio::spawn(reader.run(recv));
+        Ok(lane)
+    }
+
+    /// A call on its own stream. Dropping the streams tells the node to give it up.
+    async fn large(&self, target: Target, until: Instant) -> Outcome {
+        let _permit = self.large.try_acquire().map_err(|_| self.busy())?;
+        let (mut send, mut recv) =
+            open(&self.connection, &self.node, &StreamHeader::Calls, until).await?;
+        let call = Call { id: 1, deadline_ms: left_ms(until), target };
+        match io::write(&mut send, &call, CALL_FRAME_MAX).await {
+            Err(error) if error.is_protocol() => {
+                let message = format!("the call does not fit: {error}");
+                return Err(Problem::new(Code::TooLarge, message));
+            }
+            Err(_) => return Err(unreachable(&self.node)),
+            Ok(()) => {}
+        }
+        match io::read::<Reply>(&mut recv, CALL_FRAME_MAX).await {
+            Ok(Some(reply)) if reply.id == call.id => {
+                // The stream has served; its end may get lost with the session.
+                let _ = send.finish();
+                reply.result
+            }
+            Ok(None) => Err(unreachable(&self.node)),
+            Err(error) if !error.is_protocol() => Err(unreachable(&self.node)),
+            broken => {
+                let why = broken.err().map_or("wrong call id".to_owned(), |e| e.to_string());
+                self.counters.malformed.one();
+                self.connection.close(VarInt::from_u32(close::PROTOCOL), b"malformed reply");
+                let message = format!("node `{}` broke the call protocol: {why}", self.node);
+                Err(Problem::new(Code::Protocol, message))
+            }
+        }
+    }
+
+    fn busy(&self) -> Problem {
+        let message = format!("node `{}` has as many calls in flight as it may", self.node);
+        Problem::new(Code::Busy, message)
+    }
+
+    fn not_sent(&self, error: &outgoing::Error) -> Problem {
+        match error {
+            outgoing::Error::Closed => unreachable(&self.node),
+            outgoing::Error::Full => self.busy(),
+            outgoing::Error::Frame(_) => {
+                Problem::new(Code::TooLarge, format!("the call does not fit: {error}"))
+            }
+        }
+    }
+}
+
+/// A call that has its place. If it is dropped unanswered, the place is freed and the node told.
+struct Pending<'a> {
+    calls: &'a Calls,
+    lane: &'a Lane,
+    id: u64,
+    armed: bool,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        if let inflight::Reply::For(_) = lock(&self.lane.waiting).take(self.id) {
+            self.calls.counters.calls_abandoned.one();
+            let cancel = Target::Cancel { id: self.id };
+            let cancel = Call { id: self.id, deadline_ms: 0, target: cancel };
+            // A full or closed lane: the node's own deadline ends the call.
+            let _ = self.lane.outgoing.push(&cancel, CALL_FRAME_MAX);
+        }
+    }
+}
+
+/// Bytes of input, near enough to choose a stream by.
+fn input_bytes(target: &Target) -> usize {
+    match target {
+        Target::Module { input, .. } => input.len(),
+        Target::Model { inputs, .. } => inputs.iter().map(|tensor| tensor.data().len()).sum(),
+        Target::Cancel { .. } => 0,
+    }
+}
+
+fn left_ms(until: Instant) -> u32 {
+    let left = until.saturating_duration_since(Instant::now());
+    u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+impl Lane {
+    /// Takes no more calls and fails those that wait.
+    fn end(&self, node: &NodeId) {
+        self.outgoing.close();
+        let waiting = lock(&self.waiting).close();
+        for caller in waiting {
+            // A caller that left needs no answer.
+            let _ = caller.send(Err(unreachable(node)));
+        }
+    }
+}
+
+async fn write_lane(lane: Arc<Lane>, mut send: SendStream, node: NodeId) {
+    while let Some(bytes) = lane.outgoing.take().await {
+        if send.write_chunk(bytes).await.is_err() {
+            break;
+        }
+    }
+    lane.end(&node);
+}
+
+/// Completes the callers of a lane.
+struct Reader {
+    node: NodeId,
+    connection: Connection,
+    counters: Arc<Counters>,
+    lane: Arc<Lane>,
+}
+
+impl Reader {
+    async fn run(self, recv: RecvStream) {
+        if let Err(why) = self.replies(recv).await {
+            self.counters.malformed.one();
+            tracing::debug!(node = %self.node, %why, "malformed reply");
+            self.connection.close(VarInt::from_u32(close::PROTOCOL), b"malformed reply");
+        }
+        self.lane.end(&self.node);
+    }
+
+    /// Until the stream ends; an error when the node broke the protocol.
+    async fn replies(&self, recv: RecvStream) -> Result<(), String> {
+        let mut frames = FrameReader::new(recv, CALL_FRAME_MAX);
+        loop {
+            let reply: Reply = match frames.next().await {
+                Ok(Some(reply)) => reply,
+                Ok(None) => return Ok(()),
+                Err(error) if error.is_protocol() => return Err(error.to_string()),
+                Err(_) => return Ok(()),
+            };
+            let waiting = lock(&self.lane.waiting).take(reply.id);
+            match waiting {
+                inflight::Reply::For(caller) => {
+                    let _ = caller.send(reply.result);
+                }
+                inflight::Reply::Late => {}
+                inflight::Reply::Unknown => return Err(format!("no call {}", reply.id)),
+            }
+        }
+    }
+}

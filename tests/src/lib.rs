@@ -1,0 +1,36 @@
+//! A mesh of real processes for tests and benchmarks: the built binaries, real sockets, real
+//! files, one directory that is removed at the end.
+//!
+//! Nothing here sleeps to wait: [`eventually`] polls for a level with a deadline.
+
+mod daemon;
+mod guests;
+mod mesh;
+mod npy;
+
+pub use daemon::{Daemon, bin};
+pub use guests::{data, guest};
+pub use mesh::{Mesh, Options, Run};
+pub use npy::{read_f32, slice_rows};
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that must happen. Generous: machines are busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls `look` until it gives a value; panics with `what` after [`PATIENCE`].
+pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, look)
+}
+
+/// Polls `look` until it gives a value; panics with `what` after `limit`.
+pub fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "did not happen within {limit:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
