@@ -82,6 +82,7 @@ pub async fn run_until(
     let (link, seen_link) = watch::channel(None);
     let blobs = Blobs::new(store, seen_link, config.blob_cache.0);
     let memory_bytes = telemetry::memory_bytes();
+    let keep_alive = Duration::from_millis(config.keep_alive.0);
     let exec = Exec::new(&config, &data.master, blobs.clone(), memory_bytes)?;
     let (supervisor, handle) = Supervisor::open(data.store.clone()).await?;
     exec.connect(handle.clone());
@@ -108,6 +109,7 @@ pub async fn run_until(
         tokio::spawn(watch_facts(config, exec.engine_hash(), facts)),
     ];
     let session = Session::new(session::Options {
+        keep_alive,
         data,
         member,
         clock,
@@ -120,6 +122,7 @@ pub async fn run_until(
     });
     let mut session = tokio::spawn(session.run());
     let ended = tokio::select! {
+        biased;
         () = shutdown.cancelled() => Ok(()),
         ended = &mut running => match ended {
             Ok(ended) => ended.map_err(Error::Store),
@@ -132,6 +135,8 @@ pub async fn run_until(
     if ended.is_ok() {
         let _ = session.await;
     }
+    // What is durable is all that counts from here on.
+    running.abort();
     helpers.iter().for_each(tokio::task::JoinHandle::abort);
     tracing::info!("agent stopped");
     ended

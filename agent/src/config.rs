@@ -13,7 +13,7 @@ use figment::{
 };
 use hop3_common::{
     id::NodeId,
-    spec::{ByteSize, placement},
+    spec::{ByteSize, Millis, placement},
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,10 @@ pub const ENV_PREFIX: &str = "HOP3_AGENT_";
 pub const OFFERS_MAX: usize = 64;
 /// Most tasks at once: each is a thread and an instance of the engine's pool.
 pub const TASKS_MAX: u32 = 1024;
+
+/// Time between signs of life: with the answer about 120 bytes. Within 30 s, after which most NATs
+/// forget UDP; short enough that a dead node is noticed within three quarters of a minute.
+const KEEP_ALIVE: Millis = Millis::secs(10);
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,7 @@ struct Raw {
     blob_cache: Option<Amount>,
     code_cache: Option<Amount>,
     models_max: Option<u32>,
+    keep_alive: Option<Millis>,
     data: Vec<String>,
     volumes: BTreeMap<String, RawVolume>,
 }
@@ -101,6 +106,8 @@ pub struct Config {
     pub code_cache: ByteSize,
     /// Model processes at once.
     pub models_max: u32,
+    /// Time between signs of life. Four without an answer, and the session is lost.
+    pub keep_alive: Millis,
     /// Data tags: what data is near.
     pub data: Vec<String>,
     /// Directories offered to guests.
@@ -195,6 +202,10 @@ fn validate(raw: Raw, places: &Places) -> Result<Config, Error> {
     if !(1..=64).contains(&models_max) {
         return Err(field("models_max", "must be from 1 to 64"));
     }
+    let keep_alive = raw.keep_alive.unwrap_or(KEEP_ALIVE);
+    if !(Millis(500)..=Millis::secs(25)).contains(&keep_alive) {
+        return Err(field("keep_alive", "must be from 500ms to 25s: NATs forget after 30s"));
+    }
     let data_dir = raw.data_dir.unwrap_or_else(|| places.data_dir.clone());
     if !data_dir.is_absolute() {
         let shown = data_dir.display();
@@ -232,6 +243,7 @@ fn validate(raw: Raw, places: &Places) -> Result<Config, Error> {
         blob_cache,
         code_cache,
         models_max,
+        keep_alive,
         data: data_tags(raw.data)?,
         volumes: volumes(raw.volumes)?,
     })
@@ -324,6 +336,7 @@ mod tests {
             ("task_max = 3", "task_max"),
             ("[volumes.x]\npath = '/'\nread = 1", "read"),
             ("models_max = 100", "`models_max`"),
+            ("keep_alive = '1m'", "`keep_alive`"),
         ] {
             let error = parsed(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

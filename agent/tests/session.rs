@@ -192,14 +192,25 @@ async fn a_task_runs_and_its_report_is_repeated_until_acknowledged() {
     assert_eq!(held.len(), 1);
     assert_eq!(session.report().await, (2, ended));
     session.send(&Down::Ack { seq: 2 }).await;
-    let forget = Down::Forget {
-        instance: "task/t1".parse().unwrap(),
-        epoch: Epoch(1),
-    };
-    session.send(&forget).await;
+    let instance = "task/t1".parse().unwrap();
+    session
+        .send(&Down::Forget {
+            instance,
+            epoch: Epoch(1),
+        })
+        .await;
+    // Orders are taken in turn: the answer to the next says that the last was heard.
+    let (instance, reason) = ("task/none".parse().unwrap(), "never assigned".into());
+    session
+        .send(&Down::Stop {
+            instance,
+            epoch: Epoch(1),
+            reason,
+        })
+        .await;
+    assert_eq!(session.report().await.1.event, Event::Stopped);
     session.connection.close(0u32.into(), b"broken by the test");
-    let connection = coordinator.connection().await;
-    let mut session = Session::open(connection).await;
+    let mut session = Session::open(coordinator.connection().await).await;
     session.send(&welcome(2)).await;
     assert_eq!(session.up().await, Up::Inventory(vec![]));
     agent.stop().await;

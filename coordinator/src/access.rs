@@ -37,25 +37,35 @@ pub(crate) struct Tokens(RwLock<BTreeMap<String, ApiTokenRecord>>);
 
 impl Tokens {
     pub(crate) async fn load(records: &Records) -> Result<Self, Problem> {
-        Ok(Self(RwLock::new(records.all().await?.into_iter().collect())))
+        Ok(Self(RwLock::new(
+            records.all().await?.into_iter().collect(),
+        )))
     }
 
     pub(crate) fn authenticate(&self, token: &str) -> Result<Principal, Problem> {
         let refused = || {
-            Problem::new(Code::Unauthenticated, "this API token is not valid (any more)")
+            Problem::new(
+                Code::Unauthenticated,
+                "this API token is not valid (any more)",
+            )
         };
         if token.len() > TOKEN_CHARS_MAX {
             return Err(refused());
         }
-        let (id, secret) =
-            token.strip_prefix(PREFIX).and_then(|t| t.split_once('.')).ok_or_else(refused)?;
+        let (id, secret) = token
+            .strip_prefix(PREFIX)
+            .and_then(|t| t.split_once('.'))
+            .ok_or_else(refused)?;
         let hash = hash(secret);
         let tokens = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let record = tokens.get(id).ok_or_else(refused)?;
         if !same(&record.hash, &hash) {
             return Err(refused());
         }
-        Ok(Principal { token: id.to_owned(), name: record.name.clone() })
+        Ok(Principal {
+            token: id.to_owned(),
+            name: record.name.clone(),
+        })
     }
 }
 
@@ -80,8 +90,14 @@ pub async fn reset_admin(records: &Records, now: UnixMs) -> Result<String, Probl
         }
     }
     let id = base32_id('a', rand::random());
-    let secret = data_encoding::BASE32_NOPAD.encode(&rand::random::<[u8; 32]>()).to_lowercase();
-    let record = ApiTokenRecord { name: ADMIN.to_owned(), hash: hash(&secret), created: now };
+    let secret = data_encoding::BASE32_NOPAD
+        .encode(&rand::random::<[u8; 32]>())
+        .to_lowercase();
+    let record = ApiTokenRecord {
+        name: ADMIN.to_owned(),
+        hash: hash(&secret),
+        created: now,
+    };
     records.commit(batch.put(&id, &record)?).await?;
     Ok(format!("{PREFIX}{id}.{secret}"))
 }
@@ -115,7 +131,15 @@ mod tests {
         let last = if forged.pop() == Some('a') { 'b' } else { 'a' };
         forged.push(last);
         let long = format!("{second}{}", "a".repeat(999));
-        for bad in [&first, &forged, &long, "", PREFIX, "hop3-api-1.x.y", "Bearer x"] {
+        for bad in [
+            &first,
+            &forged,
+            &long,
+            "",
+            PREFIX,
+            "hop3-api-1.x.y",
+            "Bearer x",
+        ] {
             let refused = tokens.authenticate(bad).unwrap_err();
             assert_eq!(refused.code, Code::Unauthenticated, "{bad}");
         }

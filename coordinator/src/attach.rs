@@ -74,7 +74,12 @@ pub(crate) fn attach(core: &Core, id: &TaskId) -> Result<AttachSession, Problem>
         .ok_or_else(|| Problem::new(Code::Unavailable, "the coordinator goes down"))?;
     let (to_task, from_client) = mpsc::channel(CLIENT_FRAMES_MAX);
     let (to_client, from_task) = mpsc::channel(FRAMES_MAX);
-    let relay = Relay { core, id: id.clone(), from_client, to_client };
+    let relay = Relay {
+        core,
+        id: id.clone(),
+        from_client,
+        to_client,
+    };
     tokio::spawn(relay.run());
     Ok(AttachSession { to_task, from_task })
 }
@@ -90,7 +95,11 @@ struct Relay {
 enum Found {
     /// The task is there. When it has ended, its node may still have output for the client, and the
     /// result is what is told if it has not.
-    Node(Arc<dyn Link>, hop3_common::ownership::Epoch, Option<TaskResult>),
+    Node(
+        Arc<dyn Link>,
+        hop3_common::ownership::Epoch,
+        Option<TaskResult>,
+    ),
     Ended(Option<TaskResult>),
     /// The client left.
     Left,
@@ -129,7 +138,11 @@ impl Relay {
             let Ok(task) = tasks::find(&self.core, self.id.as_str()) else {
                 return Found::Ended(None);
             };
-            let node = task.state.node.as_ref().and_then(|node| self.core.nodes.get(node));
+            let node = task
+                .state
+                .node
+                .as_ref()
+                .and_then(|node| self.core.nodes.get(node));
             let link = node.and_then(|node| node.link());
             let (epoch, result) = (task.state.epoch, task.state.result.clone());
             match (task.state.phase, link) {
@@ -143,7 +156,12 @@ impl Relay {
             }
             if said != task.state.reason {
                 said.clone_from(&task.state.reason);
-                if self.to_client.send(Frame::Status(said.clone())).await.is_err() {
+                if self
+                    .to_client
+                    .send(Frame::Status(said.clone()))
+                    .await
+                    .is_err()
+                {
                     return Found::Left;
                 }
             }
@@ -178,7 +196,10 @@ impl Relay {
                 (End::Failed(problem), Usage::default())
             }
         };
-        let _ = self.to_client.send_timeout(Frame::Exit { end, usage }, LAST_WORDS).await;
+        let _ = self
+            .to_client
+            .send_timeout(Frame::Exit { end, usage }, LAST_WORDS)
+            .await;
     }
 
     /// Relays until either side ends. Each direction has its own future: a send that waits for
@@ -190,7 +211,12 @@ impl Relay {
         mut sink: Box<dyn FrameSink>,
         mut source: Box<dyn FrameSource>,
     ) -> bool {
-        let Self { id, from_client, to_client, .. } = self;
+        let Self {
+            id,
+            from_client,
+            to_client,
+            ..
+        } = self;
         let heard = AtomicBool::new(false);
         let up = async {
             for frame in early {
@@ -236,5 +262,10 @@ impl Relay {
 fn away(reason: &str) -> TaskResult {
     let message = format!("{reason}; the task may still run there, see `hop3 task show`");
     let end = End::Failed(Problem::new(Code::NodeUnreachable, message));
-    TaskResult { end, usage: Usage::default(), stdout: None, stderr: None }
+    TaskResult {
+        end,
+        usage: Usage::default(),
+        stdout: None,
+        stderr: None,
+    }
 }

@@ -124,7 +124,10 @@ pub enum Error {
 }
 
 fn wrong(field: &'static str, problem: impl Into<String>) -> Error {
-    Error::Field { field, problem: problem.into() }
+    Error::Field {
+        field,
+        problem: problem.into(),
+    }
 }
 
 /// Reads file, environment and flags.
@@ -170,17 +173,28 @@ impl Raw {
             return Err(wrong("artifact_max", "must be from 1MiB to 64GiB"));
         }
         if self.advertise.len() > ADVERTISE_MAX {
-            return Err(wrong("advertise", format!("has more than {ADVERTISE_MAX} entries")));
+            return Err(wrong(
+                "advertise",
+                format!("has more than {ADVERTISE_MAX} entries"),
+            ));
         }
         // Our own names and the advertised ones come on top.
         if self.api_name.len() > COORDINATOR_NAMES_MAX - ADVERTISE_MAX - 8 {
             return Err(wrong("api_name", "has more than 16 entries"));
         }
         let mesh = self.mesh.map(|mesh| mesh.parse()).transpose();
-        let advertise = self.advertise.iter().map(|text| advertised(text)).collect::<Result<_, _>>();
+        let advertise = self
+            .advertise
+            .iter()
+            .map(|text| advertised(text))
+            .collect::<Result<_, _>>();
         let names = self.api_name.iter().map(|text| {
-            ServerName::try_from(text.clone())
-                .map_err(|_| wrong("api_name", format!("`{text}` is no host name or IP address")))
+            ServerName::try_from(text.clone()).map_err(|_| {
+                wrong(
+                    "api_name",
+                    format!("`{text}` is no host name or IP address"),
+                )
+            })
         });
         Ok(Config {
             mesh: mesh.map_err(|e: hop3_common::id::Error| wrong("mesh", format!(": {e}")))?,
@@ -199,24 +213,41 @@ impl Raw {
 }
 
 fn listen(field: &'static str, text: Option<String>, port: u16) -> Result<SocketAddr, Error> {
-    let Some(text) = text else { return Ok(SocketAddr::from(([0, 0, 0, 0], port))) };
+    let Some(text) = text else {
+        return Ok(SocketAddr::from(([0, 0, 0, 0], port)));
+    };
     let parsed = text.parse().ok();
     parsed.ok_or_else(|| {
-        wrong(field, format!("`{text}` is not an address: write IP:PORT, like 0.0.0.0:{port}"))
+        wrong(
+            field,
+            format!("`{text}` is not an address: write IP:PORT, like 0.0.0.0:{port}"),
+        )
     })
 }
 
 /// `host`, `host:port`, `1.2.3.4`, `[::1]:port` or `::1`.
 fn advertised(text: &str) -> Result<Advertised, Error> {
     if let Ok(address) = text.parse::<CoordinatorAddr>() {
-        return Ok(Advertised { host: address.host().to_owned(), port: Some(address.port()) });
+        return Ok(Advertised {
+            host: address.host().to_owned(),
+            port: Some(address.port()),
+        });
     }
-    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|t| t.strip_suffix(']'))
+        .unwrap_or(text);
     let is_host = bare.parse::<IpAddr>().is_ok() || ServerName::try_from(bare).is_ok();
     if is_host {
-        return Ok(Advertised { host: bare.to_owned(), port: None });
+        return Ok(Advertised {
+            host: bare.to_owned(),
+            port: None,
+        });
     }
-    Err(wrong("advertise", format!("`{text}` is not an address: write HOST or HOST:PORT")))
+    Err(wrong(
+        "advertise",
+        format!("`{text}` is not an address: write HOST or HOST:PORT"),
+    ))
 }
 
 impl Advertised {
@@ -224,7 +255,11 @@ impl Advertised {
     #[must_use]
     pub fn address(&self, mesh_port: u16) -> Option<CoordinatorAddr> {
         let port = self.port.unwrap_or(mesh_port);
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
         format!("{host}:{port}").parse().ok()
     }
 }
@@ -247,17 +282,27 @@ mod tests {
         let config = raw("").unwrap();
         assert_eq!(config.mesh_listen.to_string(), "0.0.0.0:7430");
         assert_eq!(config.api_listen.to_string(), "0.0.0.0:7431");
-        assert_eq!((config.lost_after_ms, config.certificate_ttl_s), (30_000, 86_400));
+        assert_eq!(
+            (config.lost_after_ms, config.certificate_ttl_s),
+            (30_000, 86_400)
+        );
         assert_eq!(config.key_file, config.data_dir.join("master.key"));
     }
 
     #[test]
     fn values_have_units_and_addresses_ports_or_not() {
-        let config = raw("lost_after = '5s'\nartifact_max = '2GiB'\nadvertise = ['a.b', '::1', 'c:9']")
-            .unwrap();
-        assert_eq!((config.lost_after_ms, config.artifact_bytes_max), (5_000, 2 << 30));
-        let addresses: Vec<_> =
-            config.advertise.iter().map(|a| a.address(7430).unwrap().to_string()).collect();
+        let config =
+            raw("lost_after = '5s'\nartifact_max = '2GiB'\nadvertise = ['a.b', '::1', 'c:9']")
+                .unwrap();
+        assert_eq!(
+            (config.lost_after_ms, config.artifact_bytes_max),
+            (5_000, 2 << 30)
+        );
+        let addresses: Vec<_> = config
+            .advertise
+            .iter()
+            .map(|a| a.address(7430).unwrap().to_string())
+            .collect();
         assert_eq!(addresses, ["a.b:7430", "[::1]:7430", "c:9"]);
     }
 
@@ -265,7 +310,10 @@ mod tests {
     fn errors_name_the_field_and_the_fix() {
         let cases = [
             ("mesh_listn = ''", "mesh_listn"),
-            ("mesh_listen = 'here'", "`mesh_listen` `here` is not an address"),
+            (
+                "mesh_listen = 'here'",
+                "`mesh_listen` `here` is not an address",
+            ),
             ("mesh = 'Not A Name'", "`mesh`"),
             ("lost_after = '1ms'", "`lost_after` must be from 1s"),
             ("lost_after = 'soon'", "lost_after"),
@@ -284,9 +332,15 @@ mod tests {
     fn flags_win_over_the_file_and_a_missing_file_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
-        assert!(matches!(load(Some(&file), Raw::default()), Err(Error::Missing(_))));
+        assert!(matches!(
+            load(Some(&file), Raw::default()),
+            Err(Error::Missing(_))
+        ));
         std::fs::write(&file, "mesh = 'from-file'\nstrategy = 'best-fit'").unwrap();
-        let flags = Raw { mesh: Some("from-flag".into()), ..Raw::default() };
+        let flags = Raw {
+            mesh: Some("from-flag".into()),
+            ..Raw::default()
+        };
         let config = load(Some(&file), flags).unwrap();
         assert_eq!(config.mesh.unwrap().as_str(), "from-flag");
         assert_eq!(config.strategy.as_deref(), Some("best-fit"));

@@ -22,6 +22,10 @@ use hop3_common::{
 use hop3_optimizer::placement::Registry as Strategies;
 use tokio::sync::broadcast;
 
+use crate::{
+    access, artifacts, attach, decisions::Decisions, enroll, events::Events, explain, invoke,
+    locks::Locks, models, registry, scheduler, tasks,
+};
 pub use crate::{
     access::Principal,
     artifacts::{ArtifactUpload, BlobRead},
@@ -30,10 +34,6 @@ pub use crate::{
     models::Inference,
     records::Records,
     tasks::{ByteStream, TaskFilter},
-};
-use crate::{
-    access, artifacts, attach, decisions::Decisions, enroll, events::Events, explain, invoke,
-    locks::Locks, models, registry, scheduler, tasks,
 };
 
 /// What the core must know from the configuration.
@@ -91,7 +91,10 @@ impl Core {
         let strategies = Strategies::default();
         if let Some(name) = &settings.strategy {
             strategies.get(Some(name)).map_err(|unknown| {
-                Problem::new(hop3_common::codes::Code::StrategyUnknown, unknown.to_string())
+                Problem::new(
+                    hop3_common::codes::Code::StrategyUnknown,
+                    unknown.to_string(),
+                )
             })?;
         }
         let started = UnixMs::now();
@@ -257,7 +260,11 @@ impl Core {
     }
 
     /// Runs a module once, at once, on the node that fits best. Nothing is recorded.
-    pub async fn invoke(&self, target: InvokeTarget<'_>, input: bytes::Bytes) -> Answer<InvokeOutcome> {
+    pub async fn invoke(
+        &self,
+        target: InvokeTarget<'_>,
+        input: bytes::Bytes,
+    ) -> Answer<InvokeOutcome> {
         invoke::invoke(self, target, input).await
     }
 
@@ -297,7 +304,11 @@ impl Core {
         models::inputs(self, name)
     }
     /// One inference on a ready replica. Inputs by name, in any order.
-    pub async fn infer(&self, name: &ModelName, inputs: Vec<(String, Tensor)>) -> Answer<Inference> {
+    pub async fn infer(
+        &self,
+        name: &ModelName,
+        inputs: Vec<(String, Tensor)>,
+    ) -> Answer<Inference> {
         models::infer(self, name, inputs).await
     }
 
@@ -307,7 +318,11 @@ impl Core {
     }
     /// Recorded decisions, newest first. A subject also matches what is below it
     /// (`model/digits` matches `model/digits/0`).
-    pub async fn decisions(&self, subject: Option<&str>, limit: usize) -> Answer<Vec<DecisionView>> {
+    pub async fn decisions(
+        &self,
+        subject: Option<&str>,
+        limit: usize,
+    ) -> Answer<Vec<DecisionView>> {
         self.decisions.list(&self.records, subject, limit).await
     }
     /// Names of the placement strategies.

@@ -46,7 +46,13 @@ pub(crate) struct Decision {
 
 impl Decision {
     pub(crate) fn new(subject: String, action: &'static str, reason: String) -> Self {
-        Self { subject, action, reason, node: None, placement: None }
+        Self {
+            subject,
+            action,
+            reason,
+            node: None,
+            placement: None,
+        }
     }
 
     pub(crate) fn on(mut self, node: Option<&NodeId>) -> Self {
@@ -87,7 +93,13 @@ impl Decisions {
         decision: Decision,
         now: UnixMs,
     ) -> Result<Batch, Problem> {
-        let Decision { subject, action, mut reason, node, placement } = decision;
+        let Decision {
+            subject,
+            action,
+            mut reason,
+            node,
+            placement,
+        } = decision;
         cut(&mut reason, REASON_BYTES_MAX);
         let placement = placement.map(bounded_json);
         let mut ring = self.ring();
@@ -95,7 +107,14 @@ impl Decisions {
         ring.next += 1;
         ring.kept.push_back((number, subject.clone()));
         let action = action.to_owned();
-        let record = DecisionRecord { at: now, subject, action, reason, node, placement };
+        let record = DecisionRecord {
+            at: now,
+            subject,
+            action,
+            reason,
+            node,
+            placement,
+        };
         let mut batch = batch.put(&id_of(number), &record)?;
         if ring.kept.len() as u64 > DECISIONS_MAX
             && let Some((oldest, _)) = ring.kept.pop_front()
@@ -114,13 +133,17 @@ impl Decisions {
     ) -> Result<Vec<DecisionView>, Problem> {
         let matches = |of: &str| {
             subject.is_none_or(|subject| {
-                of.strip_prefix(subject).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                of.strip_prefix(subject)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })
         };
         let numbers: Vec<u64> = {
             let ring = self.ring();
             let newest = ring.kept.iter().rev().filter(|(_, of)| matches(of));
-            newest.take(limit.clamp(1, LIST_MAX)).map(|(number, _)| *number).collect()
+            newest
+                .take(limit.clamp(1, LIST_MAX))
+                .map(|(number, _)| *number)
+                .collect()
         };
         let mut views = Vec::with_capacity(numbers.len());
         for number in numbers {
@@ -141,7 +164,9 @@ fn view(id: u64, record: DecisionRecord) -> DecisionView {
         action: record.action,
         reason: record.reason,
         node: record.node.map(|node| node.to_string()),
-        placement: record.placement.and_then(|json| serde_json::from_str(&json).ok()),
+        placement: record
+            .placement
+            .and_then(|json| serde_json::from_str(&json).ok()),
     }
 }
 
@@ -149,15 +174,24 @@ fn bounded_json(mut placement: Placement) -> String {
     loop {
         let json = serde_json::to_string(&placement).unwrap_or_default();
         if json.len() <= PLACEMENT_BYTES_MAX || placement.candidates.is_empty() {
-            return if json.len() <= 2 * PLACEMENT_BYTES_MAX { json } else { "null".into() };
+            return if json.len() <= 2 * PLACEMENT_BYTES_MAX {
+                json
+            } else {
+                "null".into()
+            };
         }
-        placement.candidates.truncate(placement.candidates.len() / 2);
+        placement
+            .candidates
+            .truncate(placement.candidates.len() / 2);
     }
 }
 
 fn cut(text: &mut String, bytes_max: usize) {
     if text.len() > bytes_max {
-        let end = (0..=bytes_max).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+        let end = (0..=bytes_max)
+            .rev()
+            .find(|&i| text.is_char_boundary(i))
+            .unwrap_or(0);
         text.truncate(end);
     }
 }
@@ -187,8 +221,18 @@ mod tests {
             let newest = decisions.list(&records, Some("task/t0"), 2).await.unwrap();
             assert_eq!(newest[0].reason, format!("number {}", DECISIONS_MAX + 4));
             assert_eq!(newest[1].reason, format!("number {}", DECISIONS_MAX + 2));
-            assert_eq!(decisions.list(&records, Some("task/t"), 9).await.unwrap(), []);
-            assert_eq!(decisions.list(&records, Some("task"), 9).await.unwrap().len(), 9);
+            assert_eq!(
+                decisions.list(&records, Some("task/t"), 9).await.unwrap(),
+                []
+            );
+            assert_eq!(
+                decisions
+                    .list(&records, Some("task"), 9)
+                    .await
+                    .unwrap()
+                    .len(),
+                9
+            );
         }
         assert_eq!(again.ring().next, decisions.ring().next);
     }

@@ -45,11 +45,17 @@ pub(crate) struct JoinTokens(RwLock<BTreeMap<String, TokenRecord>>);
 impl JoinTokens {
     pub(crate) async fn load(records: &Records) -> Result<Self, Problem> {
         let all = records.all::<JoinTokenRecord>().await?;
-        Ok(Self(RwLock::new(all.into_iter().map(|(id, record)| (id, record.0)).collect())))
+        Ok(Self(RwLock::new(
+            all.into_iter().map(|(id, record)| (id, record.0)).collect(),
+        )))
     }
 
     fn get(&self, id: &str) -> Option<TokenRecord> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
     }
 
     fn show(&self, record: TokenRecord) {
@@ -83,15 +89,25 @@ pub(crate) async fn create_token(
     };
     let ttl = request.ttl.unwrap_or(TTL_DEFAULT);
     if ttl.0 == 0 || ttl > TTL_MAX {
-        return Err(invalid("ttl", format!("a join token lives from 1 ms to {TTL_MAX}")));
+        return Err(invalid(
+            "ttl",
+            format!("a join token lives from 1 ms to {TTL_MAX}"),
+        ));
     }
     if request.labels.len() > LABELS_MAX {
-        return Err(invalid("labels", format!("a node has at most {LABELS_MAX}")));
+        return Err(invalid(
+            "labels",
+            format!("a node has at most {LABELS_MAX}"),
+        ));
     }
     for (key, value) in &request.labels {
         parse_label(&format!("{key}={value}")).map_err(|why| invalid("labels", why))?;
     }
-    if let Some(node) = request.node.as_ref().filter(|node| core.nodes.get(node).is_some()) {
+    if let Some(node) = request
+        .node
+        .as_ref()
+        .filter(|node| core.nodes.get(node).is_some())
+    {
         let message = format!("there is a node `{node}` already: choose another name or remove it");
         return Err(Problem::new(Code::NodeNameTaken, message));
     }
@@ -121,18 +137,31 @@ pub(crate) async fn create_token(
     core.records.commit(batch).await?;
     let expires = record.expires;
     if let Some(surplus) = surplus {
-        core.join_tokens.0.write().unwrap_or_else(PoisonError::into_inner).remove(&surplus);
+        core.join_tokens
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&surplus);
     }
     core.join_tokens.show(record);
     drop(lock);
     let token = token.to_string();
     let command = format!("echo {token} | hop3-agent enroll --token-file - --run");
-    Ok(JoinTokenCreated { id, token, command, expires })
+    Ok(JoinTokenCreated {
+        id,
+        token,
+        command,
+        expires,
+    })
 }
 
 pub(crate) fn tokens(core: &Core) -> Vec<JoinTokenView> {
     let now = UnixMs::now();
-    let tokens = core.join_tokens.0.read().unwrap_or_else(PoisonError::into_inner);
+    let tokens = core
+        .join_tokens
+        .0
+        .read()
+        .unwrap_or_else(PoisonError::into_inner);
     let mut views: Vec<_> = tokens.values().map(|token| view(token, now)).collect();
     views.sort_by_key(|view| std::cmp::Reverse(view.created));
     views
@@ -203,9 +232,8 @@ fn granted(core: &Core, node: NodeId, issued: &Issued, now: UnixMs) -> Granted {
 async fn join(core: &Core, join: Join) -> Result<Granted, Problem> {
     let now = UnixMs::now();
     let id = join.token.to_string();
-    let refused = |refusal: hop3_common::identity::Refusal| {
-        Problem::new(refusal.code(), refusal.to_string())
-    };
+    let refused =
+        |refusal: hop3_common::identity::Refusal| Problem::new(refusal.code(), refusal.to_string());
     let key = verify_csr(&join.csr_der)
         .map_err(|error| Problem::new(Code::CsrInvalid, error.to_string()))?;
     let _lock = core.locks.of("join-token", &id).await;
@@ -213,7 +241,10 @@ async fn join(core: &Core, join: Join) -> Result<Granted, Problem> {
         .join_tokens
         .get(&id)
         .ok_or_else(|| refused(hop3_common::identity::Refusal::UnknownToken))?;
-    let before = token.joined_as(&join.secret, key.hash(), now).map_err(refused)?.cloned();
+    let before = token
+        .joined_as(&join.secret, key.hash(), now)
+        .map_err(refused)?
+        .cloned();
     if core.nodes.len() >= NODES_MAX && before.is_none() {
         let message = format!("the mesh has {NODES_MAX} nodes: remove some");
         return Err(Problem::new(Code::Busy, message));
@@ -224,13 +255,15 @@ async fn join(core: &Core, join: Join) -> Result<Granted, Problem> {
         Some(node) => node,
         None => choose_name(core, &token, &join.hostname)?,
     };
-    let redemption = token.redeem(&join.secret, &node, key.hash(), now).map_err(refused)?;
+    let redemption = token
+        .redeem(&join.secret, &node, key.hash(), now)
+        .map_err(refused)?;
     let issued = issue(core, &node, &key, now)?;
     if redemption == Redemption::Repeat {
         // Its reply was lost; removed meanwhile, it stays out.
-        core.nodes.find(&node).map_err(|_| {
-            Problem::new(Code::NodeRevoked, format!("node `{node}` was removed"))
-        })?;
+        core.nodes
+            .find(&node)
+            .map_err(|_| Problem::new(Code::NodeRevoked, format!("node `{node}` was removed")))?;
         return Ok(granted(core, node, &issued, now));
     }
     let record = new_node(&node, &token, &key, &issued, &join, now);
@@ -239,7 +272,9 @@ async fn join(core: &Core, join: Join) -> Result<Granted, Problem> {
     let batch = Batch::new()
         .put(&id, &JoinTokenRecord(token.clone()))?
         .put(node.as_str(), &record)?;
-    core.records.commit(core.decisions.record(batch, decision, now)?).await?;
+    core.records
+        .commit(core.decisions.record(batch, decision, now)?)
+        .await?;
     core.join_tokens.show(token);
     let found = Arc::new(Node::new(record, CursorRecord::default(), now));
     core.nodes.insert(found.clone());
@@ -285,11 +320,16 @@ fn new_node(
 fn choose_name(core: &Core, token: &TokenRecord, hostname: &str) -> Result<NodeId, Problem> {
     let taken = |name: &NodeId| core.nodes.get(name).is_some();
     let refuse = |name: &str| {
-        let message = format!("there is a node `{name}` already: remove it, or choose another name");
+        let message =
+            format!("there is a node `{name}` already: remove it, or choose another name");
         Problem::new(Code::NodeNameTaken, message)
     };
     if let Some(name) = &token.name {
-        return if taken(name) { Err(refuse(name.as_str())) } else { Ok(name.clone()) };
+        return if taken(name) {
+            Err(refuse(name.as_str()))
+        } else {
+            Ok(name.clone())
+        };
     }
     let base = base_name(hostname);
     let numbered = (2..NAMES_TRIED_MAX).map(|n| format!("{base}-{n}"));
@@ -303,11 +343,21 @@ fn choose_name(core: &Core, token: &TokenRecord, hostname: &str) -> Result<NodeI
 /// A host name's first label as a node's name, short enough for a number after it.
 fn base_name(hostname: &str) -> String {
     const CHARS_MAX: usize = 56;
-    let label = hostname.split('.').next().unwrap_or_default().to_ascii_lowercase();
-    let plain = label.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
+    let label = hostname
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let plain = label
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
     let name: String = plain.take(CHARS_MAX).collect();
     let name = name.trim_matches('-');
-    if name.is_empty() { "node".to_owned() } else { name.to_owned() }
+    if name.is_empty() {
+        "node".to_owned()
+    } else {
+        name.to_owned()
+    }
 }
 
 fn issue(
@@ -337,11 +387,7 @@ fn standing(core: &Core, identity: &PeerIdentity) -> Standing {
     }
 }
 
-async fn renew_late(
-    core: &Core,
-    request: Renew,
-    exporter: &[u8; 32],
-) -> Result<Granted, Problem> {
+async fn renew_late(core: &Core, request: Renew, exporter: &[u8; 32]) -> Result<Granted, Problem> {
     let ca = core.ca.certificate();
     let renewal = renew::verify(ca, &request, exporter, |identity| standing(core, identity))
         .map_err(|refusal| Problem::new(refusal.code(), refusal.to_string()))?;
@@ -352,9 +398,13 @@ async fn renew_late(
 }
 
 /// Renewal on a live session: the session itself is the proof.
-pub(crate) async fn renew_live(core: &Core, node: &NodeId, csr_der: &[u8]) -> Result<Bytes, Problem> {
-    let key = verify_csr(csr_der)
-        .map_err(|error| Problem::new(Code::CsrInvalid, error.to_string()))?;
+pub(crate) async fn renew_live(
+    core: &Core,
+    node: &NodeId,
+    csr_der: &[u8],
+) -> Result<Bytes, Problem> {
+    let key =
+        verify_csr(csr_der).map_err(|error| Problem::new(Code::CsrInvalid, error.to_string()))?;
     let found = core.nodes.find(node)?;
     let shown = found.live().session.as_ref().map(|session| session.key);
     let proven = shown.ok_or_else(|| Problem::new(Code::Conflict, "the session has ended"))?;
@@ -372,9 +422,10 @@ async fn renewed(
     now: UnixMs,
 ) -> Result<Issued, Problem> {
     let _lock = core.locks.of("node", name.as_str()).await;
-    let node = core.nodes.get(name).ok_or_else(|| {
-        Problem::new(Code::NodeRevoked, format!("node `{name}` was removed"))
-    })?;
+    let node = core
+        .nodes
+        .get(name)
+        .ok_or_else(|| Problem::new(Code::NodeRevoked, format!("node `{name}` was removed")))?;
     let issued = issue(core, name, key, now)?;
     let before = node.record.load_full();
     let record = NodeRecord {
@@ -383,7 +434,9 @@ async fn renewed(
         certificate_expires: issued.identity.validity.not_after,
         ..(*before).clone()
     };
-    core.records.commit(Batch::new().put(name.as_str(), &record)?).await?;
+    core.records
+        .commit(Batch::new().put(name.as_str(), &record)?)
+        .await?;
     node.record.store(Arc::new(record));
     tracing::info!(node = %name, "certificate renewed");
     Ok(issued)

@@ -98,7 +98,12 @@ struct Stop {
 }
 
 impl Routes {
-    fn find(&self, target: &InvokeTarget<'_>, memory: ByteSize, topology: u64) -> Option<Arc<Route>> {
+    fn find(
+        &self,
+        target: &InvokeTarget<'_>,
+        memory: ByteSize,
+        topology: u64,
+    ) -> Option<Arc<Route>> {
         let routes = self.0.load();
         let found = routes.get(target.module)?.iter().find(|route| {
             route.topology == topology
@@ -146,7 +151,11 @@ pub(crate) async fn invoke(
     let deadline = Duration::from_millis(timeout_ms);
     let mut last = None;
     let first = route.first();
-    for stop in first.into_iter().chain(0..route.stops.len()).map(|n| &route.stops[n]) {
+    for stop in first
+        .into_iter()
+        .chain(0..route.stops.len())
+        .map(|n| &route.stops[n])
+    {
         if !stop.link.is_open() {
             continue;
         }
@@ -156,13 +165,19 @@ pub(crate) async fn invoke(
         }
     }
     Err(last.unwrap_or_else(|| {
-        Problem::new(Code::NodeUnreachable, "the nodes that fit have just gone away: try again")
+        Problem::new(
+            Code::NodeUnreachable,
+            "the nodes that fit have just gone away: try again",
+        )
     }))
 }
 
 fn check(memory: ByteSize, timeout_ms: u64, input: &Bytes) -> Result<(), Problem> {
     if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&memory.0) {
-        return Err(Problem::new(Code::InvalidField, "`memory` must be from 64KiB to 4GiB"));
+        return Err(Problem::new(
+            Code::InvalidField,
+            "`memory` must be from 64KiB to 4GiB",
+        ));
     }
     if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
         let message = format!("`timeout_ms` must be from 1 to {TIMEOUT_MS_MAX}");
@@ -202,9 +217,16 @@ async fn ask(
     drop(flight);
     let node = stop.link.node().clone();
     match answer? {
-        CallResult::Module { exit, output, usage } => {
-            Ok(InvokeOutcome { exit, output, usage, node })
-        }
+        CallResult::Module {
+            exit,
+            output,
+            usage,
+        } => Ok(InvokeOutcome {
+            exit,
+            output,
+            usage,
+            node,
+        }),
         CallResult::Model { .. } => {
             let message = format!("node `{node}` answered an invocation with an inference");
             Err(Problem::new(Code::Protocol, message))
@@ -223,24 +245,40 @@ async fn decide(
     if let Some(node) = target.node {
         core.nodes.find(node)?;
     }
-    let placement =
-        Placement { tier: target.tier, node: target.node.cloned(), ..Placement::default() };
-    let resources = Resources { cpu: CpuMilli(0), memory, ..Resources::default() };
+    let placement = Placement {
+        tier: target.tier,
+        node: target.node.cloned(),
+        ..Placement::default()
+    };
+    let resources = Resources {
+        cpu: CpuMilli(0),
+        memory,
+        ..Resources::default()
+    };
     let request = scheduler::request(&placement, &resources, "wasm");
     let placement = scheduler::choose(core, &request, None)?;
     let reason = placement.to_string();
     let mut stops = Vec::new();
     let (mut equals, mut best) = (0, None);
     for candidate in &placement.candidates {
-        let Verdict::Fits { total, .. } = candidate.verdict else { continue };
-        let node = candidate.node.parse().ok().and_then(|node| core.nodes.get(&node));
+        let Verdict::Fits { total, .. } = candidate.verdict else {
+            continue;
+        };
+        let node = candidate
+            .node
+            .parse()
+            .ok()
+            .and_then(|node| core.nodes.get(&node));
         let Some((node, link)) = node.and_then(|node| Some((node.clone(), node.link()?))) else {
             continue;
         };
         if total + EQUAL_SCORE >= *best.get_or_insert(total) {
             equals += 1;
         }
-        stops.push(Stop { link, calls: node.calls.clone() });
+        stops.push(Stop {
+            link,
+            calls: node.calls.clone(),
+        });
     }
     if stops.is_empty() {
         return Err(Problem::new(Code::Unplaceable, reason));
@@ -248,7 +286,9 @@ async fn decide(
     let subject = format!("module/{}", module.digest.short());
     let chosen = placement.node().and_then(|node| node.parse().ok());
     let decision = Decision::new(subject, "route", reason).on(chosen.as_ref());
-    let batch = core.decisions.record(Batch::new(), decision.by(Some(placement)), UnixMs::now())?;
+    let batch = core
+        .decisions
+        .record(Batch::new(), decision.by(Some(placement)), UnixMs::now())?;
     core.records.commit(batch).await?;
     Ok(Route {
         topology,

@@ -15,7 +15,11 @@ use tracing_subscriber::EnvFilter;
 const DIE_WITH_PARENT: &str = "HOP3_DIE_WITH_PARENT";
 
 #[derive(Debug, Parser)]
-#[command(name = "hop3-coordinator", version, about = "The control plane of a Hop3 mesh")]
+#[command(
+    name = "hop3-coordinator",
+    version,
+    about = "The control plane of a Hop3 mesh"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -153,7 +157,10 @@ fn on_signal(shutdown: CancellationToken) -> Result<impl Future<Output = ()>> {
 }
 
 fn token(flags: Token) -> Result<()> {
-    let raw = Raw { data_dir: flags.settings.data_dir, ..Raw::default() };
+    let raw = Raw {
+        data_dir: flags.settings.data_dir,
+        ..Raw::default()
+    };
     let config: Config = config::load(flags.settings.config.as_deref(), raw)?;
     let path = match flags.command {
         Some(TokenCommand::Reset) => runtime()?.block_on(server::reset(&config))?,

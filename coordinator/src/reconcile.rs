@@ -51,7 +51,11 @@ fn desired_of(core: &Core, node: &NodeId, instance: &InstanceId) -> Option<Desir
         Some(task) => tasks::desired(core, node, &task)?,
         None => (models::desired(core, node, instance)?, false),
     };
-    Some(Desired { epoch: planner::Epoch(epoch.0), spec: (), stop })
+    Some(Desired {
+        epoch: planner::Epoch(epoch.0),
+        spec: (),
+        stop,
+    })
 }
 
 /// Sends the difference. Answers what the node holds under a newer epoch than the record's.
@@ -95,18 +99,41 @@ fn tell(
     action: &Action<'_, InstanceId, ()>,
 ) -> bool {
     let (instance, down) = match *action {
-        Action::Stop { instance, epoch, reason } => {
+        Action::Stop {
+            instance,
+            epoch,
+            reason,
+        } => {
             let (epoch, reason) = (Epoch(epoch.0), format!("{reason:?}").to_lowercase());
-            (instance, Down::Stop { instance: instance.clone(), epoch, reason })
+            (
+                instance,
+                Down::Stop {
+                    instance: instance.clone(),
+                    epoch,
+                    reason,
+                },
+            )
         }
-        Action::Forget { instance, epoch } => {
-            (instance, Down::Forget { instance: instance.clone(), epoch: Epoch(epoch.0) })
-        }
-        Action::Assign { instance, epoch, .. } => {
+        Action::Forget { instance, epoch } => (
+            instance,
+            Down::Forget {
+                instance: instance.clone(),
+                epoch: Epoch(epoch.0),
+            },
+        ),
+        Action::Assign {
+            instance, epoch, ..
+        } => {
             let epoch = Epoch(epoch.0);
             // Gone from the records meanwhile: nothing to assign.
-            let Some(work) = work_of(core, instance, epoch) else { return true };
-            let assignment = Assignment { instance: instance.clone(), epoch, work };
+            let Some(work) = work_of(core, instance, epoch) else {
+                return true;
+            };
+            let assignment = Assignment {
+                instance: instance.clone(),
+                epoch,
+                work,
+            };
             (instance, Down::Assign(Box::new(assignment)))
         }
         Action::Adopt { .. } | Action::Raise { .. } => return true,
@@ -123,8 +150,15 @@ fn tell(
         }
         Action::Forget { .. } => drop(held.remove(instance)),
         Action::Assign { epoch, .. } => {
-            let token = Token { epoch: Epoch(epoch.0), incarnation: Incarnation(0) };
-            let holds = Holds { token, phase: Phase::Accepted, stopping: false };
+            let token = Token {
+                epoch: Epoch(epoch.0),
+                incarnation: Incarnation(0),
+            };
+            let holds = Holds {
+                token,
+                phase: Phase::Accepted,
+                stopping: false,
+            };
             held.insert(instance.clone(), holds);
         }
         Action::Adopt { .. } | Action::Raise { .. } => {}
@@ -135,7 +169,9 @@ fn tell(
 fn work_of(core: &Core, instance: &InstanceId, epoch: Epoch) -> Option<Work> {
     match (instance.as_task(), instance.as_model()) {
         (Some(task), _) => tasks::work(core, &task).map(Work::Task),
-        (None, Some((model, replica))) => models::work(core, &model, replica, epoch).map(Work::Model),
+        (None, Some((model, replica))) => {
+            models::work(core, &model, replica, epoch).map(Work::Model)
+        }
         (None, None) => None,
     }
 }
@@ -149,5 +185,9 @@ fn observed_of(holds: Holds) -> Observed {
         Phase::Running => planner::Phase::Running,
     };
     let epoch = planner::Epoch(holds.token.epoch.0);
-    Observed { epoch, incarnation: holds.token.incarnation.0, phase }
+    Observed {
+        epoch,
+        incarnation: holds.token.incarnation.0,
+        phase,
+    }
 }

@@ -94,12 +94,18 @@ impl World {
             Some(memory) => memory.clone(),
             None => {
                 let dir: &Path = &self.dir.path().join("store");
-                Arc::new(LocalStore::open(dir, &self.key, Options::default()).unwrap().0)
+                Arc::new(
+                    LocalStore::open(dir, &self.key, Options::default())
+                        .unwrap()
+                        .0,
+                )
             }
         };
         let blobs = BlobStore::open(&self.dir.path().join("blobs"), &self.key).unwrap();
         let ca = CertificateAuthority::from_pem(&self.ca.0, &self.ca.1).unwrap();
-        let core = Core::open(Records::new(store), Arc::new(blobs), ca, settings()).await.unwrap();
+        let core = Core::open(Records::new(store), Arc::new(blobs), ca, settings())
+            .await
+            .unwrap();
         core.set_advertised(vec!["127.0.0.1:7430".parse().unwrap()]);
         core
     }
@@ -154,7 +160,9 @@ impl FakeNode {
             facts: Default::default(),
         };
         let reply = enroll::enroll(core, EnrollRequest::Join(join), &[0; 32]).await;
-        let EnrollReply::Granted(granted) = reply else { panic!("{reply:?}") };
+        let EnrollReply::Granted(granted) = reply else {
+            panic!("{reply:?}")
+        };
         let facts = NodeFacts {
             arch: "x86_64".into(),
             cpus: 4,
@@ -189,7 +197,9 @@ impl FakeNode {
     pub(crate) async fn connect(&self, core: &Core, held: Vec<Held>) -> Arc<FakeLink> {
         let link = FakeLink::new(&self.name);
         let hello = self.hello();
-        registry::connected(core, &self.identity, hello, link.clone()).await.unwrap();
+        registry::connected(core, &self.identity, hello, link.clone())
+            .await
+            .unwrap();
         registry::inventory(core, &*link, held).await;
         link
     }
@@ -204,19 +214,32 @@ impl FakeNode {
         event: Event,
     ) -> u64 {
         let seq = self.seq.fetch_add(1, SeqCst) + 1;
-        let report = Report { instance: instance.clone(), token, at: UnixMs::now(), event };
+        let report = Report {
+            instance: instance.clone(),
+            token,
+            at: UnixMs::now(),
+            event,
+        };
         registry::report(core, link, seq, report).await.unwrap();
         seq
     }
 }
 
 pub(crate) fn token(epoch: u64, incarnation: u64) -> Token {
-    Token { epoch: Epoch(epoch), incarnation: Incarnation(incarnation) }
+    Token {
+        epoch: Epoch(epoch),
+        incarnation: Incarnation(incarnation),
+    }
 }
 
 pub(crate) fn exited(code: i32) -> Event {
     let (end, usage) = (End::Exited(code), Usage::default());
-    Event::TaskEnded(Box::new(TaskResult { end, usage, stdout: None, stderr: None }))
+    Event::TaskEnded(Box::new(TaskResult {
+        end,
+        usage,
+        stdout: None,
+        stderr: None,
+    }))
 }
 
 type Answer = Result<CallResult, Problem>;
@@ -305,7 +328,11 @@ impl Link for FakeLink {
         let answer = self.answers.lock().unwrap().pop_front();
         answer.unwrap_or_else(|| {
             let (output, usage) = (Bytes::from_static(b"out"), Usage::default());
-            Ok(CallResult::Module { exit: 0, output, usage })
+            Ok(CallResult::Module {
+                exit: 0,
+                output,
+                usage,
+            })
         })
     }
     async fn attach(
@@ -326,7 +353,9 @@ impl Link for FakeLink {
         _: bool,
     ) -> Result<ByteStream, Problem> {
         let text = format!("live output of {instance}");
-        Ok(Box::pin(std::io::Cursor::new(text.into_bytes()[offset as usize..].to_vec())))
+        Ok(Box::pin(std::io::Cursor::new(
+            text.into_bytes()[offset as usize..].to_vec(),
+        )))
     }
     async fn check_model(&self, _: ModelCheck, _: Duration) -> Result<ModelFacts, Problem> {
         let told = self.checked.lock().unwrap().clone();

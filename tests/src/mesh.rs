@@ -98,7 +98,9 @@ impl Mesh {
             .tempdir()
             .unwrap_or_else(|error| panic!("no temporary directory: {error}"));
         write(&dir.path().join("coordinator.toml"), &options.coordinator_config);
-        write(&dir.path().join("agent.toml"), &options.agent_config);
+        // On one machine a lost session should show at once.
+        let agent_config = format!("keep_alive = \"1s\"\n{}", options.agent_config);
+        write(&dir.path().join("agent.toml"), &agent_config);
         let (coordinator, mesh_address, api) =
             start_coordinator(dir.path(), "127.0.0.1:0", "127.0.0.1:0");
         let mut mesh =

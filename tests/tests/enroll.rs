@@ -116,13 +116,13 @@ fn enrolling_twice_needs_a_clear_decision() {
 fn certificates_renew_by_themselves() {
     let mesh = Mesh::with(hop3_tests::Options {
         nodes: vec![("edge-1", "edge")],
-        coordinator_config: "certificate_ttl = \"6s\"\n".to_owned(),
+        coordinator_config: "certificate_ttl = \"10s\"\n".to_owned(),
         ..hop3_tests::Options::default()
     });
     let first = mesh.node("edge-1")["certificate_expires"].as_u64();
     eventually("the certificate is renewed twice", || {
         let node = mesh.node("edge-1");
         let later = node["certificate_expires"].as_u64()?;
-        (later > first? + 6_000 && node["status"] == "ready").then_some(())
+        (later > first? + 10_000 && node["status"] == "ready").then_some(())
     });
 }

@@ -107,7 +107,7 @@ fn an_attached_task_survives_the_coordinator() {
 fn a_model_serves_again_after_its_agent_and_the_coordinator_were_killed() {
     let mut mesh = Mesh::start(&[("cloud-1", "cloud")]);
     let model = data("fixtures/models/skl_mlp.onnx").display().to_string();
-    mesh.hop3(&["model", "push", "digits", &model]).ok();
+    mesh.hop3(&["model", "push", "digits", &model, "--spec", "X:f32[batch,64]"]).ok();
     mesh.hop3(&["model", "deploy", "digits"]).ok();
     let digits = slice_rows(&data("fixtures/models/digits_x.npy"), 0, 4);
     let input = mesh.file("x.npy", digits).display().to_string();

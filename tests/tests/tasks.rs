@@ -116,7 +116,7 @@ fn directories_are_granted_by_name_and_nothing_else_is_reachable() {
     assert!(!outside.stdout.contains("root:"), "{}", outside.stdout);
     let none = run(&["--", "/data"]);
     assert!(!none.stdout.contains("granted"), "{}", none.stdout);
-    run(&["--volume", "secrets:/data", "--", "/data"]).fails(125, &["secrets"]);
+    run(&["--volume", "secrets:/data", "--", "/data"]).fails(125, &["HOP3-0701", "secrets"]);
     // Read-only unless the node says otherwise.
     let _ = run(&["--volume", "shared:/data", "--", "-w", "/data/new.txt", "x"]);
     assert!(!offered.path().join("new.txt").exists());

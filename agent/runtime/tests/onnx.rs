@@ -113,17 +113,35 @@ fn scikit_learn_mlp_gives_labels_and_probabilities() {
 }
 
 #[test]
-fn int8_models_match_onnxruntime() {
-    let mlp = host(data("mlp_qdq.onnx"), &["x:f32[N,64]"]);
-    let result = mlp
-        .infer(vec![array("mlp_qdq.input.npy")], PATIENCE)
-        .unwrap();
-    assert_close(&result.outputs[0], &array("mlp_qdq.softmax_12.npy"), 1e-3);
-    let cnn = host(data("cnn_qdq.onnx"), &["x:f32[N,1,28,28]"]);
-    let result = cnn
-        .infer(vec![array("cnn_qdq.input.npy")], PATIENCE)
-        .unwrap();
-    assert_close(&result.outputs[0], &array("cnn_qdq.gemm_18.npy"), 1e-3);
+fn int8_models_match_what_onnx_defines() {
+    for (model, input, output, quantum) in [
+        ("mlp_qdq", "x:f32[N,64]", "softmax_12", 1.0 / 255.0),
+        ("cnn_qdq", "x:f32[N,1,28,28]", "gemm_18", 0.025_912_3),
+    ] {
+        let host = host(data(&format!("{model}.onnx")), &[input]);
+        let result = host
+            .infer(vec![array(&format!("{model}.input.npy"))], PATIENCE)
+            .unwrap();
+        let reference = array(&format!("{model}.{output}.reference.npy"));
+        assert_close(&result.outputs[0], &reference, 1e-3);
+        // onnxruntime itself does not reproduce the fixture's numbers any closer: data/README.md.
+        let fixture = array(&format!("{model}.{output}.npy"));
+        assert_close(&result.outputs[0], &fixture, 5.01 * quantum);
+        assert_eq!(classes(&result.outputs[0]), classes(&fixture));
+    }
+}
+
+/// The column of the largest number in each row; the first of equals.
+fn classes(tensor: &Tensor) -> Vec<usize> {
+    let columns = usize::try_from(tensor.shape()[1]).unwrap();
+    let values = tensor.to_f32().unwrap();
+    let best = |row: &[f32]| {
+        let descending = (0..columns).rev();
+        descending
+            .max_by(|&a, &b| row[a].total_cmp(&row[b]))
+            .unwrap()
+    };
+    values.chunks(columns).map(best).collect()
 }
 
 #[test]
@@ -165,7 +183,11 @@ fn a_dimension_may_be_fixed_by_the_manifest() {
     let result = host
         .infer(vec![array("mlp_qdq.input.npy")], PATIENCE)
         .unwrap();
-    assert_close(&result.outputs[0], &array("mlp_qdq.softmax_12.npy"), 1e-3);
+    assert_close(
+        &result.outputs[0],
+        &array("mlp_qdq.softmax_12.reference.npy"),
+        1e-3,
+    );
     let error = host.infer(vec![floats(vec![1, 64])], PATIENCE).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -379,6 +401,7 @@ fn a_late_inference_is_killed_and_the_next_one_works() {
 fn waiting_for_a_turn_has_a_deadline_too() {
     let host = host(craft::slow(ENDLESS), &["x:f32[n,n]"]);
     host.load().unwrap();
+    let idle = cpu_ticks(host.pid());
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| host.infer(vec![floats(vec![2048, 2048])], PATIENCE));
         until("the slow call runs", || host.is_busy());
@@ -395,7 +418,7 @@ fn waiting_for_a_turn_has_a_deadline_too() {
             "{error:?}"
         );
         assert!(error.retryable());
-        until("it computes", || cpu_ticks(host.pid()) > 10);
+        until("it computes", || cpu_ticks(host.pid()) > idle + 20);
         kill(host.pid());
         slow.join().unwrap().unwrap_err();
     });
@@ -420,9 +443,10 @@ fn cpu_ticks(pid: Option<u32>) -> u64 {
 fn a_killed_child_costs_its_call_and_nothing_more() {
     let host = host(craft::slow(ENDLESS), &["x:f32[n,n]"]);
     host.load().unwrap();
+    let idle = cpu_ticks(host.pid());
     std::thread::scope(|scope| {
         let call = scope.spawn(|| host.infer(vec![floats(vec![2048, 2048])], PATIENCE));
-        until("it computes", || cpu_ticks(host.pid()) > 10);
+        until("it computes", || cpu_ticks(host.pid()) > idle + 20);
         kill(host.pid());
         let error = call.join().unwrap().unwrap_err();
         assert!(
@@ -634,6 +658,8 @@ fn when_all_children_are_busy_others_are_told() {
     let (slow, other) = (Bytes::from(craft::slow(ENDLESS)), data("skl_mlp.onnx"));
     let (ks, ko) = (key(&slow, &["x:f32[n,n]"]), key(&other, &["X:f32[n,64]"]));
     hosts.load(&ks, &source(slow.clone())).unwrap();
+    let pid = || hosts.children().first().map(|child| child.pid);
+    let idle = cpu_ticks(pid());
     std::thread::scope(|scope| {
         let call = scope.spawn(|| {
             hosts.infer(
@@ -643,8 +669,7 @@ fn when_all_children_are_busy_others_are_told() {
                 PATIENCE,
             )
         });
-        let pid = || hosts.children().first().map(|child| child.pid);
-        until("it computes", || cpu_ticks(pid()) > 10);
+        until("it computes", || cpu_ticks(pid()) > idle + 20);
         let error = hosts.load(&ko, &source(other.clone())).unwrap_err();
         assert!(
             matches!(error, Error::Crowded { children_max: 1 }),

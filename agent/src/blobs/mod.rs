@@ -30,8 +30,9 @@ use crate::{backoff, supervisor};
 pub const BLOCKING_THREADS_MAX: usize = 64;
 /// Transfers at once, both ways together.
 const TRANSFERS_MAX: usize = 4;
-/// Times that a blob whose bytes come wrong is asked for.
-const WRONG_MAX: u32 = 3;
+/// Times that a blob is asked for whose bytes come wrong, or that the coordinator cannot give at
+/// the moment.
+const WRONG_MAX: u32 = 5;
 
 /// The session's connection, while there is one.
 pub type Link = watch::Receiver<Option<quinn::Connection>>;
@@ -153,12 +154,15 @@ impl Blobs {
             drop(permit);
             match got {
                 Ok(()) => break,
-                Err(Failure::Refused(problem) | Failure::Disk(problem)) => return Err(problem),
+                Err(Failure::Refused(problem)) if wrong + 1 >= WRONG_MAX || !passes(&problem) => {
+                    return Err(problem);
+                }
+                Err(Failure::Disk(problem)) => return Err(problem),
                 Err(Failure::Wrong(why)) if wrong + 1 >= WRONG_MAX => {
                     return Err(Problem::new(Code::DigestMismatch, why));
                 }
                 Err(failure) => {
-                    wrong += u32::from(matches!(failure, Failure::Wrong(_)));
+                    wrong += u32::from(!matches!(failure, Failure::Link(_)));
                     tracing::info!(?digest, %failure, "a transfer broke; it goes on later");
                     tokio::time::sleep(backoff::delay(attempt, rand::random())).await;
                     attempt += 1;
@@ -205,7 +209,7 @@ impl Blobs {
             drop(permit);
             match put {
                 Ok(()) => return true,
-                Err(Failure::Refused(problem)) if problem.code != Code::Busy => {
+                Err(Failure::Refused(problem)) if !passes(&problem) => {
                     tracing::warn!(digest = ?output.digest, %problem, "an output was refused");
                     return false;
                 }
@@ -271,6 +275,14 @@ impl Blobs {
             }
         }
     }
+}
+
+/// Whether a refusal may be gone later: the coordinator's trouble, not the blob's.
+fn passes(problem: &Problem) -> bool {
+    matches!(
+        problem.code,
+        Code::Busy | Code::Unavailable | Code::Storage | Code::Internal
+    )
 }
 
 /// A disk problem in words.

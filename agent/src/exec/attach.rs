@@ -59,6 +59,8 @@ struct Exchange {
     stdin: Receiver,
     /// Received, not yet taken by the guest's pipe: at most a window.
     pending: VecDeque<Bytes>,
+    /// The guest's input was ended: once, since ending it wakes us.
+    stdin_ended: bool,
     stdout: Sender,
     stderr: Sender,
     status: Option<String>,
@@ -75,6 +77,7 @@ impl Exchange {
             pipes,
             stdin: Receiver::new(Channel::Stdin),
             pending: VecDeque::new(),
+            stdin_ended: false,
             stdout: Sender::new(Channel::Stdout),
             stderr: Sender::new(Channel::Stderr),
             status: None,
@@ -151,7 +154,8 @@ impl Exchange {
                 self.pending.pop_front();
             }
         }
-        if self.stdin.is_finished() && self.pending.is_empty() {
+        let all_here = self.stdin.is_finished() && self.pending.is_empty();
+        if all_here && !std::mem::replace(&mut self.stdin_ended, true) {
             self.pipes.stdin.end();
         }
     }

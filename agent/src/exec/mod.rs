@@ -131,11 +131,7 @@ impl Exec {
         memory_bytes: u64,
     ) -> Result<Self, StartError> {
         let system = |action| move |source| StartError::System { action, source };
-        let code_key = *master.subkey(Purpose::CodeCache);
-        let code = config.data_dir.join("code");
-        let cache = CompiledCache::open(code, code_key, config.code_cache.0)
-            .map_err(system("open the cache of compiled modules"))?;
-        let engine = engine(config, memory_bytes, cache)?;
+        let engine = engine(config, master, memory_bytes)?;
         let threads = GuestThreads::new(ThreadOptions {
             queue_max: INVOCATIONS_WAITING_MAX,
             tasks_max: config.tasks_max as usize + COMPILES_MAX,
@@ -460,7 +456,17 @@ impl Exec {
     }
 }
 
-fn engine(config: &Config, memory_bytes: u64, cache: CompiledCache) -> Result<Engine, StartError> {
+/// The engine, with as much address space as the system gives.
+fn engine(config: &Config, master: &MasterKey, memory_bytes: u64) -> Result<Engine, StartError> {
+    let cache = || {
+        let key = *master.subkey(Purpose::CodeCache);
+        CompiledCache::open(config.data_dir.join("code"), key, config.code_cache.0).map_err(
+            |source| StartError::System {
+                action: "open the cache of compiled modules",
+                source,
+            },
+        )
+    };
     let mut options = EngineOptions::for_machine(memory_bytes);
     if let Some(max) = config.guest_memory_max {
         options.memory_bytes_max = max.0 / 65_536 * 65_536;
@@ -468,20 +474,16 @@ fn engine(config: &Config, memory_bytes: u64, cache: CompiledCache) -> Result<En
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     // Tasks, and one invocation per worker.
     options.instances_max = options.instances_max.max(config.tasks_max + cores);
-    match Engine::new(options.clone(), Some(cache)) {
+    match Engine::new(options.clone(), Some(cache()?)) {
         Ok(engine) => Ok(engine),
         Err(error) => {
             tracing::warn!(%error, "the Wasm engine goes on with less address space");
-            let code = config.data_dir.join("code");
-            let address_space = AddressSpace::Compact;
-            let memory_bytes_max = options.memory_bytes_max.min(256 << 20);
             let options = EngineOptions {
-                address_space,
-                memory_bytes_max,
+                address_space: AddressSpace::Compact,
+                memory_bytes_max: options.memory_bytes_max.min(256 << 20),
                 ..options
             };
-            tracing::debug!(?code, "compiled code of the other layout is not used");
-            Ok(Engine::new(options, None)?)
+            Ok(Engine::new(options, Some(cache()?))?)
         }
     }
 }

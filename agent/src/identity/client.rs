@@ -17,7 +17,7 @@ use quinn::{Connection, ConnectionError, VarInt};
 use super::{Clock, DataDir, Error, IDENTITY, IdentityRecord, Member, NODE, pin_of};
 use crate::{
     VERSION,
-    session::transport::{self, client_config, dial},
+    session::transport::{self, KEEP_ALIVE_SHORT, client_config, dial},
 };
 
 /// Time for one exchange, the coordinator's disk included.
@@ -44,7 +44,7 @@ pub async fn enroll_with(
     let key = key_for(data, token).await?;
     let clock = Clock::load(data.store.clone()).await?;
     let request = EnrollRequest::Join(join(token, &key, hostname)?);
-    let config = client_config(tls::enroll_client(token.ca_pin(), clock.tls())?)?;
+    let config = client_config(tls::enroll_client(token.ca_pin(), clock.tls())?, KEEP_ALIVE_SHORT)?;
     let ask = |_: &Connection| Ok(request.clone());
     let (granted, connection) = ask_any(&config, token.coordinators(), ask).await?;
     let membership = granted.verify(token.ca_pin(), &key.public_key())?;
@@ -130,7 +130,7 @@ pub async fn renew_expired(
     data: &DataDir,
 ) -> Result<(), Error> {
     let pin: KeyHash = pin_of(&member.ca);
-    let config = client_config(tls::enroll_client(pin, clock.tls())?)?;
+    let config = client_config(tls::enroll_client(pin, clock.tls())?, KEEP_ALIVE_SHORT)?;
     let ask = |connection: &Connection| {
         let mut exporter = [0; renew::EXPORTER_BYTES];
         connection

@@ -195,11 +195,9 @@ impl Session {
                     Err(error) => return self.lost(connection, &error),
                 },
                 () = supervisor.new_reports() => {}
-                changed = facts.changed() => {
-                    if changed.is_ok() {
-                        let facts = facts.borrow_and_update().clone();
-                        queue(&mut out, &Up::Facts(facts));
-                    }
+                Ok(()) = facts.changed() => {
+                    let facts = facts.borrow_and_update().clone();
+                    queue(&mut out, &Up::Facts(facts));
                 }
                 () = self.renewal_due() => {
                     if let Some(renew) = self.renew() {

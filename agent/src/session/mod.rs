@@ -47,6 +47,8 @@ pub struct Options {
     pub facts: watch::Receiver<NodeFacts>,
     /// Samples.
     pub telemetry: Telemetry,
+    /// Time between signs of life.
+    pub keep_alive: Duration,
     /// Where others find the connection.
     pub link: watch::Sender<Option<Connection>>,
     /// Ends the session, orderly.
@@ -113,10 +115,16 @@ impl Session {
         let shutdown = self.options.shutdown.clone();
         let mut attempt = 0;
         while !shutdown.is_cancelled() {
+            let mut link = self.options.link.subscribe();
+            let leave = async {
+                shutdown.cancelled().await;
+                // A session that stands ends itself, orderly.
+                let _ = link.wait_for(Option::is_none).await;
+            };
             let end = tokio::select! {
+                biased;
                 end = Box::pin(self.once()) => end,
-                // Once a session stands it ends itself, orderly.
-                () = shutdown.cancelled(), if self.options.link.borrow().is_none() => End::Shutdown,
+                () = leave => End::Shutdown,
             };
             self.options.link.send_replace(None);
             self.options.telemetry.alone();
@@ -202,9 +210,10 @@ impl Session {
     async fn dial(&mut self) -> Result<Connection, End> {
         let Options { member, clock, .. } = &self.options;
         let tls = tls::mesh_client(&member.ca, member.cert.clone(), &member.key, clock.tls());
+        let keep_alive = self.options.keep_alive;
         let config = tls
             .map_err(End::lost)
-            .and_then(|tls| transport::client_config(tls).map_err(End::lost))?;
+            .and_then(|tls| transport::client_config(tls, keep_alive).map_err(End::lost))?;
         let count = member.coordinators.len();
         let mut reasons = Vec::new();
         for n in 0..count {

@@ -8,14 +8,15 @@ use std::{
 
 use hop3_common::{identity::CoordinatorAddr, wire};
 use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, TransportConfig, VarInt,
+    ClientConfig, Connection, ConnectionError, Endpoint, IdleTimeout, TransportConfig, VarInt,
     crypto::rustls::QuicClientConfig,
 };
 
-/// Between keep-alives: inside the 30 s after which most NATs forget UDP.
-const KEEP_ALIVE: Duration = Duration::from_secs(22);
-/// Silence after which the connection is given up: three lost keep-alives.
-const IDLE: Duration = Duration::from_secs(90);
+/// Keep-alives without an answer after which the connection is given up. Both sides do: QUIC
+/// takes the shorter of their time-outs.
+const KEEP_ALIVES_LOST_MAX: u32 = 4;
+/// Keep-alive of short connections (enrolment): they end long before.
+pub const KEEP_ALIVE_SHORT: Duration = Duration::from_secs(10);
 /// Time for name look-up and handshake with one address.
 const DIAL: Duration = Duration::from_secs(10);
 /// Bytes in flight to us per stream.
@@ -62,16 +63,19 @@ pub enum Error {
     Setup(String),
 }
 
-/// QUIC settings around TLS settings.
+/// QUIC settings around TLS settings, with a sign of life every `keep_alive`.
 ///
 /// # Errors
 /// [`Error::Setup`] for TLS settings that QUIC cannot use.
-pub fn client_config(tls: rustls::ClientConfig) -> Result<ClientConfig, Error> {
+pub fn client_config(
+    tls: rustls::ClientConfig,
+    keep_alive: Duration,
+) -> Result<ClientConfig, Error> {
     let crypto = QuicClientConfig::try_from(tls).map_err(|e| Error::Setup(e.to_string()))?;
     let mut transport = TransportConfig::default();
     transport
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()))
+        .keep_alive_interval(Some(keep_alive))
+        .max_idle_timeout(IdleTimeout::try_from(keep_alive * KEEP_ALIVES_LOST_MAX).ok())
         .max_concurrent_bidi_streams(STREAMS_FIRST.into())
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window(STREAM_WINDOW.into())

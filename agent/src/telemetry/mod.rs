@@ -111,13 +111,17 @@ impl Telemetry {
     }
 
     /// Takes samples at the current pace, for ever. `own` gives what only the agent knows.
-    pub async fn sample(self, mut sampler: Sampler, own: impl Fn() -> Own + Send + 'static) {
+    pub async fn sample(
+        self,
+        mut sampler: Sampler,
+        own: impl Fn() -> Own + Clone + Send + 'static,
+    ) {
         let mut pace = self.pace.subscribe();
         loop {
-            // Reading sensors may block.
-            let seen = own();
+            // Sensors and other processes may be slow to look at.
+            let own = own.clone();
             let sampled = tokio::task::spawn_blocking(move || {
-                let sample = sampler.sample(seen);
+                let sample = sampler.sample(own());
                 (sampler, sample)
             });
             let Ok((again, sample)) = sampled.await else {

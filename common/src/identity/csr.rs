@@ -2,13 +2,12 @@
 //! nothing else. Subject, attributes and requested extensions are never looked at, so they cannot
 //! reach a certificate.
 
-use x509_parser::{
-    certification_request::X509CertificationRequest,
-    oid_registry::{OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ED25519},
-    prelude::FromDer as _,
-};
+use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
-use super::key::{Algorithm, RawKey, VerifiedPublicKey};
+use super::{
+    der,
+    key::{RawKey, VerifiedPublicKey},
+};
 
 /// Largest CSR that is read, in bytes: ours have about 200; room for those of other tools.
 pub const CSR_BYTES_MAX: usize = 4096;
@@ -39,15 +38,16 @@ pub enum Error {
     NoProof,
 }
 
-/// The public key of the CSR `der`, after its self-signature proved possession.
+/// The public key of the CSR `csr_der`, after its self-signature proved possession.
 ///
 /// # Errors
 /// [`Error`]; the input is then of no effect at all.
-pub fn verify_csr(der: &[u8]) -> Result<VerifiedPublicKey, Error> {
-    if der.len() > CSR_BYTES_MAX {
-        return Err(Error::TooLarge { bytes: der.len() });
+pub fn verify_csr(csr_der: &[u8]) -> Result<VerifiedPublicKey, Error> {
+    if csr_der.len() > CSR_BYTES_MAX {
+        let bytes = csr_der.len();
+        return Err(Error::TooLarge { bytes });
     }
-    let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| Error::Malformed)?;
+    let (rest, csr) = X509CertificationRequest::from_der(csr_der).map_err(|_| Error::Malformed)?;
     if !rest.is_empty() {
         return Err(Error::Trailing { bytes: rest.len() });
     }
@@ -55,15 +55,12 @@ pub fn verify_csr(der: &[u8]) -> Result<VerifiedPublicKey, Error> {
     let spki = &info.subject_pki;
     let key =
         RawKey::from_spki(spki.raw, &spki.subject_public_key.data).ok_or(Error::UnsupportedKey)?;
-    let signature_oid = match key.algorithm() {
-        Algorithm::EcdsaP256 => OID_SIG_ECDSA_WITH_SHA256,
-        Algorithm::Ed25519 => OID_SIG_ED25519,
-    };
-    if csr.signature_algorithm.algorithm != signature_oid {
-        return Err(Error::NoProof);
+    let signature = &csr.signature_value.data;
+    // The parser is lax about tags outside the signed part; we take one encoding only.
+    if csr_der != der::signed(info.raw, key.algorithm(), signature) {
+        return Err(Error::Malformed);
     }
-    key.proved(info.raw, &csr.signature_value.data)
-        .ok_or(Error::NoProof)
+    key.proved(info.raw, signature).ok_or(Error::NoProof)
 }
 
 #[cfg(test)]
@@ -250,39 +247,22 @@ mod tests {
         }
     }
 
+    // All of it is signed or has one encoding only.
+    #[test]
+    fn a_change_of_any_bit_is_refused() {
+        let der = NodeKey::generate().unwrap().csr().unwrap();
+        for bit in 0..der.len() * 8 {
+            let mut changed = der.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(verify_csr(&changed).is_err(), "bit {bit} of {der:02x?}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        // Whatever byte is changed, the request is refused: all of it is signed or framing.
-        #[test]
-        fn a_changed_byte_is_refused(at in 0usize..10_000, flip in 1u8..=255) {
-            let mut der = NodeKey::generate().unwrap().csr().unwrap();
-            let at = at % der.len();
-            der[at] ^= flip;
-            prop_assert!(verify_csr(&der).is_err());
-        }
-
         #[test]
         fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             prop_assert!(verify_csr(&bytes).is_err());
         }
-    }
-}
-#[cfg(test)]
-mod scratch {
-    #![allow(clippy::unwrap_used)]
-    #[test]
-    fn scan() {
-        let der = crate::identity::NodeKey::generate().unwrap().csr().unwrap();
-        let mut out = String::new();
-        for at in 0..der.len() {
-            for flip in 1..=255u8 {
-                let mut d = der.clone();
-                d[at] ^= flip;
-                if super::verify_csr(&d).is_ok() {
-                    out += &format!("{at}:{:02x}^{flip:02x} ", der[at]);
-                }
-            }
-        }
-        panic!("{} {:02x?} {}", der.len(), der, out);
     }
 }

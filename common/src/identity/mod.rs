@@ -20,6 +20,7 @@ mod ca_certificate;
 mod certificate;
 mod clock;
 pub mod csr;
+mod der;
 pub mod enroll;
 mod key;
 mod pem;

@@ -41,6 +41,8 @@ pub enum Purpose {
     BlobHeader,
     /// MACs of compiled code and optimised models in caches.
     CodeCache,
+    /// QUIC stateless resets and connection ids of a coordinator: the same after a restart.
+    MeshReset,
 }
 
 impl Purpose {
@@ -52,6 +54,7 @@ impl Purpose {
             Self::Blobs => "hop3 2026 blob segments v1",
             Self::BlobHeader => "hop3 2026 blob header v1",
             Self::CodeCache => "hop3 2026 code cache v1",
+            Self::MeshReset => "hop3 2026 mesh reset v1",
         }
     }
 }

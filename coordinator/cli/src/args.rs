@@ -11,7 +11,7 @@ use hop3_common::{
 
 /// Operates a Hop3 mesh: nodes, tasks, models.
 #[derive(Debug, Parser)]
-#[command(name = "hop3", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "hop3", version, max_term_width = 100)]
 pub struct Cli {
     /// How to print data.
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
@@ -304,6 +304,9 @@ pub struct Run {
     /// Standard input from this file.
     #[arg(long, short, value_name = "FILE")]
     pub input: Option<PathBuf>,
+    /// Where no node fits, wait until one does.
+    #[arg(long)]
+    pub wait: bool,
     /// Say where it runs, how long each step took and why it was placed there.
     #[arg(long, short)]
     pub verbose: bool,

@@ -1,11 +1,6 @@
 //! The bytes: who may read and write which, and what is collected.
 
-use std::{
-    collections::BTreeSet,
-    io::Read as _,
-    sync::atomic::Ordering::Relaxed,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io::Read as _, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use bytes::Bytes;
 use hop3_common::{
@@ -58,7 +53,10 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Problem> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(Problem::new(Code::Internal, format!("file work failed: {error}"))),
+        Err(error) => Err(Problem::new(
+            Code::Internal,
+            format!("file work failed: {error}"),
+        )),
     }
 }
 
@@ -86,7 +84,10 @@ pub(crate) async fn read(core: &Core, digest: &Digest, offset: u64) -> Result<Bl
         }
     });
     let blocks = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
-    Ok(BlobRead { reader: Box::pin(StreamReader::new(blocks)), size })
+    Ok(BlobRead {
+        reader: Box::pin(StreamReader::new(blocks)),
+        size,
+    })
 }
 
 /// How many artifacts there are, and their bytes.
@@ -99,13 +100,15 @@ pub(crate) fn totals(core: &Core) -> (u64, u64) {
 /// Whether `node` may read the blob: modules and models, and the inputs of its own tasks.
 pub(crate) fn may_get(core: &Core, node: &NodeId, digest: &Digest) -> Result<(), Problem> {
     let known = core.artifacts.get(digest);
-    let code = known.as_ref().is_some_and(|record| record.kind != ArtifactKind::Data);
+    let code = known
+        .as_ref()
+        .is_some_and(|record| record.kind != ArtifactKind::Data);
     let is_input = || {
         let instances = core.nodes.ledger().instances(node);
         let tasks = instances.iter().filter_map(InstanceId::as_task);
-        tasks.filter_map(|id| core.tasks.get(&id)).any(|task| {
-            matches!(&task.body.spec.stdin, Stdin::Artifact(input) if input == digest)
-        })
+        tasks
+            .filter_map(|id| core.tasks.get(&id))
+            .any(|task| matches!(&task.body.spec.stdin, Stdin::Artifact(input) if input == digest))
     };
     if code || (known.is_some() && is_input()) {
         return Ok(());
@@ -119,10 +122,18 @@ pub(crate) fn may_put(core: &Core, node: &NodeId, size: u64) -> Result<(), Probl
     let refuse = |code, why: String| Err(Problem::new(code, format!("node `{node}` {why}")));
     let found = core.nodes.find(node)?;
     // What it holds, not what it is wanted to: a task may have been cancelled meanwhile.
-    let held: Vec<_> = found.live().held.keys().filter_map(InstanceId::as_task).collect();
+    let held: Vec<_> = found
+        .live()
+        .held
+        .keys()
+        .filter_map(InstanceId::as_task)
+        .collect();
     let tasks = held.iter().filter_map(|id| core.tasks.get(id));
     let Some(limit) = tasks.map(|task| task.body.spec.limits.output.0).max() else {
-        return refuse(Code::Forbidden, "holds no task whose output this could be".into());
+        return refuse(
+            Code::Forbidden,
+            "holds no task whose output this could be".into(),
+        );
     };
     if size > limit {
         let why = format!("may store at most {limit} bytes, the largest limit of its tasks");
@@ -144,9 +155,15 @@ pub(crate) fn stored(core: &Core, node: &NodeId, size: u64) {
 
 /// A report named the blobs of a result.
 pub(crate) fn claimed(core: &Core, node: Option<&NodeId>, result: &TaskResult) {
-    let Some(node) = node.and_then(|node| core.nodes.get(node)) else { return };
+    let Some(node) = node.and_then(|node| core.nodes.get(node)) else {
+        return;
+    };
     let outputs = [result.stdout, result.stderr];
-    let bytes: u64 = outputs.into_iter().flatten().map(|output| output.bytes).sum();
+    let bytes: u64 = outputs
+        .into_iter()
+        .flatten()
+        .map(|output| output.bytes)
+        .sum();
     let less = |before: u64| Some(before.saturating_sub(bytes));
     let _ = node.unclaimed_bytes.fetch_update(Relaxed, Relaxed, less);
 }
@@ -156,18 +173,29 @@ pub(crate) async fn collect(core: &Core) -> Result<(), Problem> {
     let mut keep: BTreeSet<Digest> = core.artifacts.read().by_digest.keys().copied().collect();
     for task in core.tasks.read().by_id.values() {
         let result = task.state.result.as_ref();
-        let outputs = result.map(|result| [result.stdout, result.stderr]).unwrap_or_default();
+        let outputs = result
+            .map(|result| [result.stdout, result.stderr])
+            .unwrap_or_default();
         keep.extend(outputs.into_iter().flatten().map(|output| output.digest));
     }
     let blobs = core.blobs.clone();
     let gc = move || {
-        blobs.gc(|digest| keep.contains(digest), UNNAMED_KEPT).map_err(|e| problem(&e))
+        blobs
+            .gc(|digest| keep.contains(digest), UNNAMED_KEPT)
+            .map_err(|e| problem(&e))
     };
     let collected = blocking(gc).await?;
     // What no report named within that time is gone.
-    core.nodes.all().iter().for_each(|node| node.unclaimed_bytes.store(0, Relaxed));
+    core.nodes
+        .all()
+        .iter()
+        .for_each(|node| node.unclaimed_bytes.store(0, Relaxed));
     if collected.blobs + collected.rests > 0 {
-        tracing::info!(blobs = collected.blobs, bytes = collected.bytes, "collected");
+        tracing::info!(
+            blobs = collected.blobs,
+            bytes = collected.bytes,
+            "collected"
+        );
     }
     Ok(())
 }

@@ -12,8 +12,8 @@
 mod blobs;
 mod onnx;
 mod upload;
-mod wasm;
 mod wasi;
+mod wasm;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -130,7 +130,9 @@ pub(crate) fn resolve(core: &Core, reference: &str) -> Result<Arc<ArtifactRecord
         (None, _) => {
             let shown: String = reference.chars().take(80).collect();
             let near = nearest(&shown, index.by_name.keys().map(String::as_str));
-            let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            let hint = near
+                .map(|near| format!("; did you mean `{near}`?"))
+                .unwrap_or_default();
             let message = format!("there is no artifact `{shown}`{hint}");
             Err(Problem::new(Code::ArtifactUnknown, message))
         }
@@ -173,7 +175,9 @@ fn view_of(record: &ArtifactRecord, used: &BTreeMap<Digest, Vec<String>>) -> Art
         kind: record.kind,
         bytes: record.bytes,
         created: record.created,
-        used_by: used_by.map(|by| by.iter().take(USED_BY_MAX).cloned().collect()).unwrap_or_default(),
+        used_by: used_by
+            .map(|by| by.iter().take(USED_BY_MAX).cloned().collect())
+            .unwrap_or_default(),
     }
 }
 
@@ -183,8 +187,13 @@ pub(crate) fn view(core: &Core, reference: &str) -> Result<ArtifactView, Problem
 
 pub(crate) fn views(core: &Core) -> Vec<ArtifactView> {
     let used = used(core);
-    let mut views: Vec<_> =
-        core.artifacts.read().by_digest.values().map(|record| view_of(record, &used)).collect();
+    let mut views: Vec<_> = core
+        .artifacts
+        .read()
+        .by_digest
+        .values()
+        .map(|record| view_of(record, &used))
+        .collect();
     views.sort_by_key(|view| std::cmp::Reverse((view.created, view.digest)));
     views
 }
@@ -201,15 +210,28 @@ pub(crate) async fn add(
     let gate = core.artifacts.gate.write().await;
     let (record, loser) = {
         let index = core.artifacts.read();
-        let known = index.by_digest.get(&digest).map(|record| (**record).clone());
+        let known = index
+            .by_digest
+            .get(&digest)
+            .map(|record| (**record).clone());
         if known.is_none() && index.by_digest.len() >= ARTIFACTS_MAX {
             let message = format!("there are {ARTIFACTS_MAX} artifacts: remove some");
             return Err(Problem::new(Code::TooLarge, message));
         }
-        let new = ArtifactRecord { digest, kind, names: Vec::new(), bytes, created: now };
+        let new = ArtifactRecord {
+            digest,
+            kind,
+            names: Vec::new(),
+            bytes,
+            created: now,
+        };
         let mut record = known.unwrap_or(new);
         // Pushed as data before, and now checked as something better.
-        record.kind = if kind == ArtifactKind::Data { record.kind } else { kind };
+        record.kind = if kind == ArtifactKind::Data {
+            record.kind
+        } else {
+            kind
+        };
         let loser = name.as_ref().and_then(|name| {
             let owner = index.by_name.get(name).filter(|owner| **owner != digest)?;
             let mut loser = (**index.by_digest.get(owner)?).clone();
@@ -236,7 +258,14 @@ pub(crate) async fn add(
         let dropped: BTreeSet<String> = index
             .by_digest
             .get(&digest)
-            .map(|before| before.names.iter().filter(|n| !record.names.contains(n)).cloned().collect())
+            .map(|before| {
+                before
+                    .names
+                    .iter()
+                    .filter(|n| !record.names.contains(n))
+                    .cloned()
+                    .collect()
+            })
             .unwrap_or_default();
         index.by_name.retain(|name, _| !dropped.contains(name));
         if let Some(loser) = loser {
@@ -274,12 +303,23 @@ pub(crate) async fn remove(core: &Core, reference: &str) -> Result<(), Problem> 
     let record = resolve(core, reference)?;
     if let Some(by) = used(core).get(&record.digest).filter(|by| !by.is_empty()) {
         let more = by.len().saturating_sub(USED_BY_MAX);
-        let names = by.iter().take(USED_BY_MAX).cloned().collect::<Vec<_>>().join(", ");
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let names = by
+            .iter()
+            .take(USED_BY_MAX)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
         let message = format!("artifact `{reference}` is used by {names}{more}");
         return Err(Problem::new(Code::ArtifactInUse, message));
     }
-    core.records.commit(Batch::new().delete::<ArtifactRecord>(&record.digest.hex())?).await?;
+    core.records
+        .commit(Batch::new().delete::<ArtifactRecord>(&record.digest.hex())?)
+        .await?;
     {
         let mut index = core.artifacts.write();
         index.by_digest.remove(&record.digest);

@@ -47,7 +47,9 @@ impl Probe {
             }
             bytes = rest;
             self.at += 1;
-            self.varint |= u64::from(byte & 0x7f).checked_shl(self.varint_bytes * 7).unwrap_or(0);
+            self.varint |= u64::from(byte & 0x7f)
+                .checked_shl(self.varint_bytes * 7)
+                .unwrap_or(0);
             self.varint_bytes += 1;
             if byte < 0x80 {
                 let value = std::mem::take(&mut self.varint);
@@ -91,9 +93,8 @@ impl Probe {
     }
 
     pub(super) fn finish(self) -> Result<(), Problem> {
-        let whole = self.skip == 0
-            && self.varint_bytes == 0
-            && matches!(self.reading, Reading::Tag);
+        let whole =
+            self.skip == 0 && self.varint_bytes == 0 && matches!(self.reading, Reading::Tag);
         match (self.at, whole, self.ir_version, self.graph) {
             (0, ..) => Err(self.refuse("it is empty")),
             (_, false, ..) => Err(self.refuse("it ends in the middle of a field: cut short?")),
@@ -104,7 +105,10 @@ impl Probe {
     }
 
     fn refuse(&self, why: &str) -> Problem {
-        let message = format!("this is not an ONNX model, as byte {} shows: {why}", self.at);
+        let message = format!(
+            "this is not an ONNX model, as byte {} shows: {why}",
+            self.at
+        );
         Problem::new(Code::NotOnnx, message)
     }
 }

@@ -11,7 +11,13 @@ use hop3_common::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{add, blobs::{blocking, problem}, check_name, onnx::Probe, wasm};
+use super::{
+    add,
+    blobs::{blocking, problem},
+    check_name,
+    onnx::Probe,
+    wasm,
+};
 use crate::Core;
 
 /// Uploads at a time: each may hold a module of [`wasm::MODULE_BYTES_MAX`] in memory for its check.
@@ -50,7 +56,10 @@ pub(crate) async fn begin(
     }
     let (check, bytes_max) = match kind {
         ArtifactKind::Data => (Check::Data, core.settings.artifact_bytes_max),
-        ArtifactKind::Onnx => (Check::Onnx(Probe::default()), core.settings.artifact_bytes_max),
+        ArtifactKind::Onnx => (
+            Check::Onnx(Probe::default()),
+            core.settings.artifact_bytes_max,
+        ),
         ArtifactKind::Wasm => {
             let max = wasm::MODULE_BYTES_MAX.min(core.settings.artifact_bytes_max);
             (Check::Wasm(Vec::new()), max)
@@ -59,14 +68,27 @@ pub(crate) async fn begin(
     if size.is_some_and(|size| size > bytes_max) {
         return Err(too_large(bytes_max));
     }
-    let permit = core.artifacts.uploads.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(Code::Busy, format!("{UPLOADS_MAX} uploads are under way: try again"))
-    })?;
-    let core = core.this.upgrade().ok_or_else(|| {
-        Problem::new(Code::Unavailable, "the coordinator goes down")
-    })?;
+    let permit = core
+        .artifacts
+        .uploads
+        .clone()
+        .try_acquire_owned()
+        .map_err(|_| {
+            Problem::new(
+                Code::Busy,
+                format!("{UPLOADS_MAX} uploads are under way: try again"),
+            )
+        })?;
+    let core = core
+        .this
+        .upgrade()
+        .ok_or_else(|| Problem::new(Code::Unavailable, "the coordinator goes down"))?;
     let blobs = core.blobs.clone();
-    let open = move || blobs.writer(Some(expected), size, bytes_max).map_err(|e| problem(&e));
+    let open = move || {
+        blobs
+            .writer(Some(expected), size, bytes_max)
+            .map_err(|e| problem(&e))
+    };
     let writer = Some(blocking(open).await?);
     Ok(ArtifactUpload {
         core,
@@ -81,7 +103,10 @@ pub(crate) async fn begin(
 }
 
 fn too_large(bytes_max: u64) -> Problem {
-    Problem::new(Code::TooLarge, format!("an artifact of this kind has at most {bytes_max} bytes"))
+    Problem::new(
+        Code::TooLarge,
+        format!("an artifact of this kind has at most {bytes_max} bytes"),
+    )
 }
 
 impl ArtifactUpload {
@@ -98,7 +123,12 @@ impl ArtifactUpload {
             Check::Onnx(probe) => probe.feed(&bytes)?,
         }
         let mut writer = self.writer.take().ok_or_else(over)?;
-        let append = move || writer.append(&bytes).map(|()| writer).map_err(|e| problem(&e));
+        let append = move || {
+            writer
+                .append(&bytes)
+                .map(|()| writer)
+                .map_err(|e| problem(&e))
+        };
         self.writer = Some(blocking(append).await?);
         Ok(())
     }
@@ -129,7 +159,15 @@ impl ArtifactUpload {
         };
         let kind = blocking(finish).await?;
         let now = UnixMs::now();
-        add(&self.core, self.expected, kind, self.name.take(), self.received, now).await
+        add(
+            &self.core,
+            self.expected,
+            kind,
+            self.name.take(),
+            self.received,
+            now,
+        )
+        .await
     }
 }
 

@@ -43,20 +43,32 @@ pub(super) fn check(wasm: &[u8]) -> Result<(), Problem> {
 
 fn malformed(error: &BinaryReaderError) -> Problem {
     let (offset, why) = (error.offset(), quoted(error.message()));
-    Problem::new(Code::NotWasm, format!("the module is malformed at byte {offset}: {why}"))
+    Problem::new(
+        Code::NotWasm,
+        format!("the module is malformed at byte {offset}: {why}"),
+    )
 }
 
 /// Malformed, or fine but for a proposal that agents do not allow.
 fn invalid(wasm: &[u8], error: &BinaryReaderError) -> Problem {
-    let validates = |features| Validator::new_with_features(features).validate_all(wasm).is_ok();
+    let validates = |features| {
+        Validator::new_with_features(features)
+            .validate_all(wasm)
+            .is_ok()
+    };
     if !validates(WasmFeatures::all()) {
         return malformed(error);
     }
     let missing = WasmFeatures::all().difference(FEATURES);
-    let alone = missing.iter_names().find(|(_, feature)| validates(FEATURES.union(*feature)));
-    let name = alone.map_or("several proposals".to_owned(), |(name, _)| name.to_lowercase());
+    let alone = missing
+        .iter_names()
+        .find(|(_, feature)| validates(FEATURES.union(*feature)));
+    let name = alone.map_or("several proposals".to_owned(), |(name, _)| {
+        name.to_lowercase()
+    });
     let (offset, why) = (error.offset(), quoted(error.message()));
-    let message = format!("the module uses `{name}`, which agents do not run (byte {offset}: {why})");
+    let message =
+        format!("the module uses `{name}`, which agents do not run (byte {offset}: {why})");
     Problem::new(Code::WasmUnsupported, message)
 }
 
@@ -96,7 +108,10 @@ fn check_names(wasm: &[u8]) -> Result<(), Problem> {
     } else {
         return Ok(());
     };
-    Err(Problem::new(Code::WasmExport, format!("the module does not export {missing}")))
+    Err(Problem::new(
+        Code::WasmExport,
+        format!("the module does not export {missing}"),
+    ))
 }
 
 fn check_import(module: &str, name: &str) -> Result<(), Problem> {
@@ -116,16 +131,26 @@ fn check_import(module: &str, name: &str) -> Result<(), Problem> {
         (module, _) if module.starts_with("wasi:") => {
             "this is WASI 0.2: build it for wasm32-wasip1".into()
         }
-        ("env", _) => format!("undefined when it was linked: guests have `{}` only", wasi::MODULE),
+        ("env", _) => format!(
+            "undefined when it was linked: guests have `{}` only",
+            wasi::MODULE
+        ),
         _ => format!("guests have `{}` only", wasi::MODULE),
     };
-    let message = format!("unknown import `{}.{}`: {hint}", quoted(module), quoted(name));
+    let message = format!(
+        "unknown import `{}.{}`: {hint}",
+        quoted(module),
+        quoted(name)
+    );
     Err(Problem::new(Code::WasmImport, message))
 }
 
 /// A text of the module's, fit for a message.
 fn quoted(text: &str) -> String {
-    let plain = text.chars().take(3 * QUOTED_CHARS_MAX).flat_map(char::escape_default);
+    let plain = text
+        .chars()
+        .take(3 * QUOTED_CHARS_MAX)
+        .flat_map(char::escape_default);
     plain.take(3 * QUOTED_CHARS_MAX).collect()
 }
 
@@ -206,12 +231,28 @@ mod tests {
             format!(r#"(module (import "{module}" "{name}" (func)) (func (export "_start")))"#)
         };
         let cases = [
-            (import("wasi_snapshot_preview1", "fd_wriet"), Code::WasmImport, "`fd_write`?"),
-            (import("env", "malloc"), Code::WasmImport, "undefined when it was linked"),
-            (import("wasi:io/streams@0.2.0", "read"), Code::WasmImport, "WASI 0.2"),
+            (
+                import("wasi_snapshot_preview1", "fd_wriet"),
+                Code::WasmImport,
+                "`fd_write`?",
+            ),
+            (
+                import("env", "malloc"),
+                Code::WasmImport,
+                "undefined when it was linked",
+            ),
+            (
+                import("wasi:io/streams@0.2.0", "read"),
+                Code::WasmImport,
+                "WASI 0.2",
+            ),
             (import("a\\nb", "\\00"), Code::WasmImport, "a\\nb"),
             ("(module)".into(), Code::WasmExport, "`_start`"),
-            (r#"(module (func (export "_initialize")))"#.into(), Code::WasmExport, "reactor"),
+            (
+                r#"(module (func (export "_initialize")))"#.into(),
+                Code::WasmExport,
+                "reactor",
+            ),
             (
                 r#"(module (memory 1 1 shared) (func (export "_start")))"#.into(),
                 Code::WasmUnsupported,

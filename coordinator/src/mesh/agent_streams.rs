@@ -20,7 +20,7 @@ use super::{
     admission::TokenBucket,
     blobs::{self, Transfer},
     endpoint::Shared,
-    session::Breach,
+    peer::Breach,
 };
 
 /// Longest wait for a stream's header.
@@ -32,7 +32,7 @@ const BATCHES_BURST: u32 = 60;
 
 /// Serves the streams until the node breaks the protocol, or the connection ends (`None`).
 pub(super) async fn accept(shared: &Arc<Shared>, link: &NodeLink) -> Option<Breach> {
-    let connection = link.connection();
+    let connection = &link.peer().connection;
     let transfers = Arc::new(Semaphore::new(blobs::TRANSFERS_MAX));
     let mut tasks: JoinSet<Result<(), Breach>> = JoinSet::new();
     loop {

@@ -1,7 +1,7 @@
 //! The stream of an attached client: frames both ways, relayed as they are. Flow control is the
 //! protocol's own credit, and QUIC's below it; nothing is kept here but one frame each way.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use hop3_common::{
     codes::Problem,
@@ -16,49 +16,38 @@ use hop3_common::{
 use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
 
-use super::link::NodeLink;
-
-/// Longest wait for the stream to open.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+use super::peer::{OPEN_TIMEOUT, Peer};
 
 /// Frames towards the task. Dropping it ends the client's side.
-#[derive(Debug)]
 pub struct AttachSender {
-    link: NodeLink,
+    peer: Arc<Peer>,
     stream: SendStream,
 }
 
 /// Frames from the task. Dropping it tells the node that nobody listens.
 pub struct AttachReceiver {
-    link: NodeLink,
+    peer: Arc<Peer>,
     frames: FrameReader<RecvStream>,
 }
 
 pub(super) async fn attach(
-    link: &NodeLink,
+    peer: &Arc<Peer>,
     instance: InstanceId,
     epoch: Epoch,
 ) -> Result<(AttachSender, AttachReceiver), Problem> {
     let header = StreamHeader::Attach { instance, epoch };
-    let (stream, recv) = link.open(&header, Instant::now() + OPEN_TIMEOUT).await?;
+    let (stream, recv) = peer.open(&header, Instant::now() + OPEN_TIMEOUT).await?;
     let frames = FrameReader::new(recv, attach::FRAME_MAX);
-    Ok((AttachSender { link: link.clone(), stream }, AttachReceiver { link: link.clone(), frames }))
+    Ok((AttachSender { peer: peer.clone(), stream }, AttachReceiver { peer: peer.clone(), frames }))
 }
 
 impl AttachSender {
     /// Sends a frame; waits while the node takes no more.
     ///
     /// # Errors
-    /// `NodeUnreachable` when the stream or the session ended.
+    /// `NodeUnreachable` when the stream or the session ended, `TooLarge`.
     pub async fn send(&mut self, frame: Frame) -> Result<(), Problem> {
-        match io::write(&mut self.stream, &frame, attach::FRAME_MAX).await {
-            // Our own frame, not the node's: nothing to hold against it.
-            Err(error) if error.is_protocol() => Err(Problem::new(
-                hop3_common::codes::Code::TooLarge,
-                format!("an attach frame does not fit: {error}"),
-            )),
-            written => self.link.wrote(written),
-        }
+        self.peer.written(io::write(&mut self.stream, &frame, attach::FRAME_MAX).await)
     }
 }
 
@@ -66,6 +55,6 @@ impl AttachReceiver {
     /// The next frame; `None` when the stream or the session ended. Cancel-safe.
     pub async fn recv(&mut self) -> Option<Frame> {
         let next = self.frames.next().await;
-        self.link.wrote(next).ok().flatten()
+        self.peer.read(next).ok().flatten()
     }
 }

@@ -17,13 +17,14 @@ use hop3_common::{
     wire::{BlobReply, HEADER_FRAME_MAX, close, io},
 };
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::{io::AsyncReadExt, sync::Semaphore, task::spawn_blocking, time::timeout};
-
-use super::{
-    NodeLink,
-    endpoint::Shared,
-    link::{PRIORITY_BLOBS, finish_and_wait},
+use tokio::{
+    io::AsyncReadExt,
+    sync::Semaphore,
+    task::{JoinError, spawn_blocking},
+    time::timeout,
 };
+
+use super::{NodeLink, endpoint::Shared, link::PRIORITY_BLOBS, peer::finish_and_wait};
 
 /// Most transfers at once per node; more wait.
 pub(super) const TRANSFERS_MAX: usize = 4;
@@ -158,7 +159,10 @@ impl Transfer {
                 blocking(move || partial.commit()).await??;
             }
         }
-        brain.stored(node, &digest, size).await;
+        // On a task of its own: begun, it must not be dropped with the session.
+        let (brain, node) = (brain.clone(), node.clone());
+        let told = tokio::spawn(async move { brain.stored(&node, &digest, size).await });
+        told.await.map_err(|error| failed(&error))?;
         reply(send, &BlobReply::Stored).await
     }
 
@@ -254,8 +258,10 @@ async fn end(send: &mut SendStream, failed: Failed) {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failed> {
-    spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(%error, "disk work failed");
-        Failed::Refused(Problem::new(Code::Internal, "the coordinator failed; see its log"))
-    })
+    spawn_blocking(work).await.map_err(|error| failed(&error))
+}
+
+fn failed(error: &JoinError) -> Failed {
+    tracing::error!(%error, "a blob's task failed");
+    Failed::Refused(Problem::new(Code::Internal, "the coordinator failed; see its log"))
 }

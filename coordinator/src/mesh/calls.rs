@@ -13,23 +13,22 @@ use std::{
 
 use hop3_common::{
     codes::{Code, Problem},
-    id::NodeId,
     wire::{
-        CALL_FRAME_MAX, Call, CallResult, Reply, StreamHeader, Target, close,
+        CALL_FRAME_MAX, Call, CallResult, Reply, StreamHeader, Target,
         io::{self, FrameReader},
     },
 };
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use quinn::{RecvStream, SendStream};
 use tokio::{
     sync::{Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
 
 use super::{
-    counters::Counters,
     inflight::{self, InFlight},
-    link::{PRIORITY_CALLS, open, unreachable},
+    link::PRIORITY_CALLS,
     outgoing::{self, Outgoing},
+    peer::{Breach, Peer},
 };
 
 /// Most lanes per node. Half of the streams that an agent grants at first.
@@ -51,9 +50,7 @@ type Waiting = InFlight<oneshot::Sender<Outcome>>;
 
 /// The calls of one session.
 pub(super) struct Calls {
-    node: NodeId,
-    connection: Connection,
-    counters: Arc<Counters>,
+    peer: Arc<Peer>,
     lanes: Mutex<Vec<Arc<Lane>>>,
     /// One opens at a time.
     opening: tokio::sync::Mutex<()>,
@@ -72,9 +69,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Calls {
-    pub(super) fn new(node: NodeId, connection: Connection, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(peer: Arc<Peer>) -> Self {
         let (lanes, opening) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { node, connection, counters, lanes, opening, large: Semaphore::new(LARGE_MAX) }
+        Self { peer, lanes, opening, large: Semaphore::new(LARGE_MAX) }
     }
 
     /// See [`NodeLink::call`](super::NodeLink::call).
@@ -85,14 +82,14 @@ impl Calls {
             let message = format!("an input of {bytes} bytes exceeds {CALL_FRAME_MAX}");
             return Err(Problem::new(Code::TooLarge, message));
         }
-        self.counters.calls.one();
+        self.peer.counters.calls.one();
         let outcome = if bytes >= LARGE_BYTES {
             timeout_at(until, Box::pin(self.large(target, until))).await
         } else {
             timeout_at(until, self.small(target, until)).await
         };
         outcome.unwrap_or_else(|_| {
-            let message = format!("node `{}` did not answer within {deadline:?}", self.node);
+            let message = format!("node `{}` did not answer within {deadline:?}", self.peer.node);
             Err(Problem::new(Code::Deadline, message))
         })
     }
@@ -102,7 +99,7 @@ impl Calls {
         let mut pending = Pending { calls: self, lane: &lane, id, armed: true };
         let call = Call { id, deadline_ms: left_ms(until), target };
         lane.outgoing.push(&call, CALL_FRAME_MAX).map_err(|error| self.not_sent(&error))?;
-        let outcome = reply.await.unwrap_or_else(|_| Err(unreachable(&self.node)));
+        let outcome = reply.await.unwrap_or_else(|_| Err(self.peer.unreachable()));
         pending.armed = false;
         outcome
     }
@@ -129,7 +126,7 @@ impl Calls {
                 }
             }
         }
-        Err(unreachable(&self.node))
+        Err(self.peer.unreachable())
     }
 
     /// The lane with the fewest calls, if it has fewer than `below` or no lane may be added.
@@ -145,7 +142,7 @@ impl Calls {
         if let Some(lane) = self.least_busy(LANE_CALLS) {
             return Ok(lane);
         }
-        let opened = open(&self.connection, &self.node, &StreamHeader::Calls, until).await;
+        let opened = self.peer.open(&StreamHeader::Calls, until).await;
         let (send, recv) = match opened {
             Ok(streams) => streams,
             // The node grants no more streams: share what there is.
@@ -159,13 +156,8 @@ impl Calls {
         let lane =
             Arc::new(Lane { outgoing: Outgoing::new(LANE_BYTES_MAX), waiting: Mutex::default() });
         lock(&self.lanes).push(lane.clone());
-        tokio::spawn(write_lane(lane.clone(), send, self.node.clone()));
-        let reader = Reader {
-            node: self.node.clone(),
-            connection: self.connection.clone(),
-            counters: self.counters.clone(),
-            lane: lane.clone(),
-        };
+        tokio::spawn(write_lane(lane.clone(), send, self.peer.clone()));
+        let reader = Reader { peer: self.peer.clone(), lane: lane.clone() };
         tokio::spawn(reader.run(recv));
         Ok(lane)
     }
@@ -173,43 +165,29 @@ impl Calls {
     /// A call on its own stream. Dropping the streams tells the node to give it up.
     async fn large(&self, target: Target, until: Instant) -> Outcome {
         let _permit = self.large.try_acquire().map_err(|_| self.busy())?;
-        let (mut send, mut recv) =
-            open(&self.connection, &self.node, &StreamHeader::Calls, until).await?;
+        let (mut send, mut recv) = self.peer.open(&StreamHeader::Calls, until).await?;
         let call = Call { id: 1, deadline_ms: left_ms(until), target };
-        match io::write(&mut send, &call, CALL_FRAME_MAX).await {
-            Err(error) if error.is_protocol() => {
-                let message = format!("the call does not fit: {error}");
-                return Err(Problem::new(Code::TooLarge, message));
-            }
-            Err(_) => return Err(unreachable(&self.node)),
-            Ok(()) => {}
+        self.peer.written(io::write(&mut send, &call, CALL_FRAME_MAX).await)?;
+        let reply = self.peer.read(io::read::<Reply>(&mut recv, CALL_FRAME_MAX).await)?;
+        let reply = reply.ok_or_else(|| self.peer.unreachable())?;
+        if reply.id != call.id {
+            let breach = Breach(format!("no call {}", reply.id));
+            self.peer.breach(&breach);
+            return Err(self.peer.unreachable());
         }
-        match io::read::<Reply>(&mut recv, CALL_FRAME_MAX).await {
-            Ok(Some(reply)) if reply.id == call.id => {
-                // The stream has served; its end may get lost with the session.
-                let _ = send.finish();
-                reply.result
-            }
-            Ok(None) => Err(unreachable(&self.node)),
-            Err(error) if !error.is_protocol() => Err(unreachable(&self.node)),
-            broken => {
-                let why = broken.err().map_or("wrong call id".to_owned(), |e| e.to_string());
-                self.counters.malformed.one();
-                self.connection.close(VarInt::from_u32(close::PROTOCOL), b"malformed reply");
-                let message = format!("node `{}` broke the call protocol: {why}", self.node);
-                Err(Problem::new(Code::Protocol, message))
-            }
-        }
+        // The stream has served; its end may get lost with the session.
+        let _ = send.finish();
+        reply.result
     }
 
     fn busy(&self) -> Problem {
-        let message = format!("node `{}` has as many calls in flight as it may", self.node);
+        let message = format!("node `{}` has as many calls in flight as it may", self.peer.node);
         Problem::new(Code::Busy, message)
     }
 
     fn not_sent(&self, error: &outgoing::Error) -> Problem {
         match error {
-            outgoing::Error::Closed => unreachable(&self.node),
+            outgoing::Error::Closed => self.peer.unreachable(),
             outgoing::Error::Full => self.busy(),
             outgoing::Error::Frame(_) => {
                 Problem::new(Code::TooLarge, format!("the call does not fit: {error}"))
@@ -232,7 +210,7 @@ impl Drop for Pending<'_> {
             return;
         }
         if let inflight::Reply::For(_) = lock(&self.lane.waiting).take(self.id) {
-            self.calls.counters.calls_abandoned.one();
+            self.calls.peer.counters.calls_abandoned.one();
             let cancel = Target::Cancel { id: self.id };
             let cancel = Call { id: self.id, deadline_ms: 0, target: cancel };
             // A full or closed lane: the node's own deadline ends the call.
@@ -257,51 +235,47 @@ fn left_ms(until: Instant) -> u32 {
 
 impl Lane {
     /// Takes no more calls and fails those that wait.
-    fn end(&self, node: &NodeId) {
+    fn end(&self, peer: &Peer) {
         self.outgoing.close();
         let waiting = lock(&self.waiting).close();
         for caller in waiting {
             // A caller that left needs no answer.
-            let _ = caller.send(Err(unreachable(node)));
+            let _ = caller.send(Err(peer.unreachable()));
         }
     }
 }
 
-async fn write_lane(lane: Arc<Lane>, mut send: SendStream, node: NodeId) {
+async fn write_lane(lane: Arc<Lane>, mut send: SendStream, peer: Arc<Peer>) {
     while let Some(bytes) = lane.outgoing.take().await {
         if send.write_chunk(bytes).await.is_err() {
             break;
         }
     }
-    lane.end(&node);
+    lane.end(&peer);
 }
 
 /// Completes the callers of a lane.
 struct Reader {
-    node: NodeId,
-    connection: Connection,
-    counters: Arc<Counters>,
+    peer: Arc<Peer>,
     lane: Arc<Lane>,
 }
 
 impl Reader {
     async fn run(self, recv: RecvStream) {
-        if let Err(why) = self.replies(recv).await {
-            self.counters.malformed.one();
-            tracing::debug!(node = %self.node, %why, "malformed reply");
-            self.connection.close(VarInt::from_u32(close::PROTOCOL), b"malformed reply");
+        if let Err(breach) = self.replies(recv).await {
+            self.peer.breach(&breach);
         }
-        self.lane.end(&self.node);
+        self.lane.end(&self.peer);
     }
 
     /// Until the stream ends; an error when the node broke the protocol.
-    async fn replies(&self, recv: RecvStream) -> Result<(), String> {
+    async fn replies(&self, recv: RecvStream) -> Result<(), Breach> {
         let mut frames = FrameReader::new(recv, CALL_FRAME_MAX);
         loop {
             let reply: Reply = match frames.next().await {
                 Ok(Some(reply)) => reply,
                 Ok(None) => return Ok(()),
-                Err(error) if error.is_protocol() => return Err(error.to_string()),
+                Err(error) if error.is_protocol() => return Err(Breach::new(error)),
                 Err(_) => return Ok(()),
             };
             let waiting = lock(&self.lane.waiting).take(reply.id);
@@ -310,7 +284,7 @@ impl Reader {
                     let _ = caller.send(reply.result);
                 }
                 inflight::Reply::Late => {}
-                inflight::Reply::Unknown => return Err(format!("no call {}", reply.id)),
+                inflight::Reply::Unknown => return Err(Breach(format!("no call {}", reply.id))),
             }
         }
     }

@@ -16,9 +16,7 @@ use hop3_common::{
     wire::{ALPN_ENROLL, ALPN_SESSION, Down, close},
 };
 use quinn::{
-    Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, ServerConfig, TransportConfig,
-    VarInt,
-    crypto::rustls::{HandshakeData, QuicServerConfig},
+    Connection, Endpoint, Incoming, VarInt, crypto::rustls::HandshakeData,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -31,92 +29,17 @@ use super::{
     admission::{Admission, Bounds, Load, TokenBucket, Verdict},
     counters::{Counters, Snapshot},
     enroll,
-    quiet::Quiet,
+    options::{Error, Options, endpoint_config, server_config},
+    peer::Breaches,
     session,
 };
 
-/// Streams that an agent may open at first: its control stream, blobs; its telemetry.
-const BIDI_STREAMS: u32 = 8;
-const UNI_STREAMS: u32 = 4;
-/// Unread bytes per stream and per connection: the worst case of memory that a node can take by
-/// sending what nobody reads.
-const STREAM_WINDOW_BYTES: u32 = 128 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
-/// Unacknowledged bytes towards a node: a second at 8 Mbit/s.
-const SEND_WINDOW_BYTES: u64 = 1 << 20;
-/// A connection without a sign of life this long is dead. The agent keeps it alive.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// Handshake packets kept before we look at them, all attempts together.
-const INCOMING_BYTES_MAX: u64 = 4 << 20;
-/// Attempts kept before we look at them.
-const INCOMING_MAX: usize = 1024;
 /// How long a planned restart takes, about: nobody needs to try sooner.
 const RESTART_MS: u32 = 500;
 /// Reconnects are spread so that each has this long: twice a handshake's CPU time.
 const RECONNECT_SPACING_US: u64 = 2_000;
 /// Longest wait for nodes to take the word that we restart.
 const RESTART_GRACE: Duration = Duration::from_secs(2);
-
-/// Where to listen, as whom, and how much to take.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// UDP address.
-    pub listen: SocketAddr,
-    /// From `identity::tls::mesh_server`: both ALPNs, optional client certificates, no early data.
-    pub tls: rustls::ServerConfig,
-    /// Handshakes begun per second; each costs about 0.8 ms of CPU. More are shed and come back.
-    pub handshakes_per_s: u32,
-    /// Handshakes that may come at once after a quiet time.
-    pub handshakes_burst: u32,
-    /// Handshakes and enrolments in progress, about 50 KiB each.
-    pub handshakes_max: usize,
-    /// Of them, enrolments: strangers, who may take their time, leave room for nodes.
-    pub enrolments_max: usize,
-    /// From so many on, a peer must prove its address by a round trip first.
-    pub retry_above: usize,
-    /// Open connections: 35 KiB each when idle, at worst 512 KiB of unread and 1 MiB of unsent
-    /// stream data, and 4 MiB of control messages.
-    pub connections_max: usize,
-    /// Longest TLS handshake, and longest wait for `Hello` after it.
-    pub handshake_timeout: Duration,
-    /// A node that takes nothing of what it is sent for so long is stuck, and its session closed.
-    pub stuck_after: Duration,
-}
-
-impl Options {
-    /// Defaults for a coordinator of some thousand nodes.
-    #[must_use]
-    pub fn new(listen: SocketAddr, tls: rustls::ServerConfig) -> Self {
-        Self {
-            listen,
-            tls,
-            handshakes_per_s: 1_000,
-            handshakes_burst: 2_000,
-            handshakes_max: 512,
-            enrolments_max: 64,
-            retry_above: 64,
-            connections_max: 16_384,
-            handshake_timeout: Duration::from_secs(10),
-            stuck_after: Duration::from_secs(30),
-        }
-    }
-}
-
-/// Why the mesh cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The address is taken or not ours.
-    #[error("cannot listen on UDP {address}: free the port or choose another address")]
-    Bind {
-        /// Where.
-        address: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The TLS settings do not fit QUIC.
-    #[error("the TLS settings do not fit QUIC: TLS 1.3 with AES-128-GCM is needed")]
-    Tls(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
-}
 
 /// The mesh's port, bound.
 pub struct Mesh {
@@ -139,12 +62,12 @@ pub struct Handle {
 pub(super) struct Shared {
     pub(super) brain: Arc<dyn Brain>,
     pub(super) counters: Arc<Counters>,
+    pub(super) breaches: Arc<Breaches>,
     pub(super) handshake_timeout: Duration,
     pub(super) stuck_after: Duration,
     enrolments: Semaphore,
     sessions: Mutex<HashMap<NodeId, NodeLink>>,
     session_last: AtomicU64,
-    quiet: Mutex<Quiet>,
     pub(super) restarting: CancellationToken,
 }
 
@@ -160,11 +83,12 @@ impl Mesh {
     /// [`Error`].
     pub fn bind(options: Options, brain: Arc<dyn Brain>) -> Result<Self, Error> {
         let config = server_config(options.tls)?;
+        let endpoint_config = endpoint_config(options.reset_key);
         let address = options.listen;
         let bind = |source| Error::Bind { address, source };
         let socket = std::net::UdpSocket::bind(address).map_err(bind)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime)
+        let endpoint = Endpoint::new(endpoint_config, Some(config), socket, runtime)
             .map_err(bind)?;
         let bounds = Bounds {
             handshakes_max: options.handshakes_max,
@@ -173,15 +97,16 @@ impl Mesh {
         };
         let bucket =
             TokenBucket::new(options.handshakes_per_s, options.handshakes_burst, Instant::now());
+        let counters = Arc::<Counters>::default();
         let shared = Arc::new(Shared {
             brain,
-            counters: Arc::default(),
+            breaches: Arc::new(Breaches::new(counters.clone())),
+            counters,
             handshake_timeout: options.handshake_timeout,
             stuck_after: options.stuck_after,
             enrolments: Semaphore::new(options.enrolments_max),
             sessions: Mutex::default(),
             session_last: AtomicU64::new(0),
-            quiet: Mutex::default(),
             restarting: CancellationToken::new(),
         });
         Ok(Self {
@@ -332,16 +257,6 @@ impl Shared {
             sessions.remove(link.node());
         }
     }
-
-    /// Counts a breach of the protocol and logs it, seldom per node.
-    pub(super) fn malformed(&self, node: Option<&NodeId>, connection: &Connection, why: &str) {
-        self.counters.malformed.one();
-        if lock(&self.quiet).admit(node, Instant::now()) {
-            let from = connection.remote_address();
-            let node = node.map_or("none", NodeId::as_str);
-            tracing::warn!(node, %from, why, "the peer broke the protocol; connection closed");
-        }
-    }
 }
 
 /// One connection, from its handshake to its end.
@@ -374,25 +289,4 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, permit: OwnedSemaphorePe
 fn alpn(connection: &Connection) -> Option<Vec<u8>> {
     let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
     data.protocol
-}
-
-fn server_config(tls: rustls::ServerConfig) -> Result<ServerConfig, Error> {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(UNI_STREAMS))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES)
-        .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
-        .keep_alive_interval(None)
-        .datagram_receive_buffer_size(None);
-    let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config
-        .transport_config(Arc::new(transport))
-        .migration(true)
-        .max_incoming(INCOMING_MAX)
-        .incoming_buffer_size(INCOMING_BYTES_MAX / 64)
-        .incoming_buffer_size_total(INCOMING_BYTES_MAX);
-    Ok(config)
 }

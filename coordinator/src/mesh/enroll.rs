@@ -16,7 +16,7 @@ use hop3_common::{
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::time::timeout;
 
-use super::{endpoint::Shared, link::finish_and_wait, session::negotiate};
+use super::{endpoint::Shared, peer::finish_and_wait, session::negotiate};
 
 /// Longest wait for the whole request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ pub(super) async fn serve(shared: &Shared, connection: Connection) {
     let (reply, code) = match asked {
         Ok(request) => (answer(shared, &connection, request).await, close::DONE),
         Err(problem) => {
-            shared.malformed(None, &connection, &problem.message);
+            shared.breaches.note(None, &connection, &problem.message);
             (EnrollReply::Refused(problem), close::PROTOCOL)
         }
     };

@@ -14,6 +14,7 @@
 //!
 //! Not here: who may join, what a node should run, what a report means.
 
+mod actor;
 mod admission;
 mod agent_streams;
 mod attach;
@@ -24,7 +25,9 @@ mod endpoint;
 mod enroll;
 mod inflight;
 mod link;
+mod options;
 mod outgoing;
+mod peer;
 mod quiet;
 mod session;
 #[cfg(test)]
@@ -48,12 +51,14 @@ use hop3_common::{
 
 pub use attach::{AttachReceiver, AttachSender};
 pub use counters::Snapshot;
-pub use endpoint::{Error, Handle, Mesh, Options};
+pub use endpoint::{Handle, Mesh};
 pub use link::{Gone, NodeLink};
+pub use options::{Error, Options};
 
 /// What the mesh asks of the control plane. Every method is bounded and quick; none may wait for
 /// another node. Methods about one session are called one at a time, in the order of the node's
-/// messages; `telemetry` and the blob methods may come in between.
+/// messages, and never dropped half-way; `telemetry` and the blob methods may come in between, and
+/// `may_get` and `may_put` may be dropped.
 #[async_trait::async_trait]
 pub trait Brain: Send + Sync + 'static {
     /// Enrolment: redeems a token, or renews by proof of the old key over `exporter` (the TLS

@@ -82,6 +82,8 @@ pub(crate) struct FakeBrain {
     /// Reports fail from this number on.
     pub(crate) fail_from: Mutex<Option<u64>>,
     pub(crate) acked: Mutex<u64>,
+    /// Reports whose taking began.
+    pub(crate) begun: Mutex<u64>,
     blobs: Arc<BlobStore>,
     _dir: tempfile::TempDir,
 }
@@ -110,6 +112,7 @@ impl FakeBrain {
             durable: Semaphore::new(Semaphore::MAX_PERMITS >> 1),
             fail_from: Mutex::default(),
             acked: Mutex::default(),
+            begun: Mutex::default(),
             blobs: Arc::new(blobs),
             _dir: dir,
         }
@@ -164,6 +167,7 @@ impl Brain for FakeBrain {
     }
 
     async fn report(&self, link: &NodeLink, seq: u64, _: Report) -> Result<(), Problem> {
+        *self.begun.lock().unwrap() += 1;
         self.durable.acquire().await.unwrap().forget();
         if self.fail_from.lock().unwrap().is_some_and(|from| seq >= from) {
             return Err(Problem::new(Code::Storage, "disk full"));

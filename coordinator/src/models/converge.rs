@@ -60,7 +60,9 @@ fn replica_of(core: &Core, model: &Model, index: usize, now: UnixMs) -> Replica 
         placed: record.node.is_some(),
         current: record.revision == model.record.revision,
         node_ok: node.as_ref().is_some_and(|node| !node.live().lost),
-        draining: node.as_ref().is_some_and(|node| node.record.load().draining),
+        draining: node
+            .as_ref()
+            .is_some_and(|node| node.record.load().draining),
         ready: serving.is_some_and(|serving| serving.ready),
         retry: retry_at.is_some_and(|at| at <= now),
         failed: retry_at.is_some(),
@@ -70,22 +72,36 @@ fn replica_of(core: &Core, model: &Model, index: usize, now: UnixMs) -> Replica 
 /// Does the next thing. Whether it changed anything.
 async fn step(core: &Core, name: &ModelName) -> Result<bool, Problem> {
     let lock = core.locks.of("model", name.as_str()).await;
-    let Some(model) = core.models.get(name) else { return Ok(false) };
+    let Some(model) = core.models.get(name) else {
+        return Ok(false);
+    };
     let now = UnixMs::now();
-    let replicas: Vec<Replica> =
-        (0..model.record.replicas.len()).map(|n| replica_of(core, &model, n, now)).collect();
-    let Some((index, need)) = plan::next(model.wanted(), &replicas) else { return Ok(false) };
+    let replicas: Vec<Replica> = (0..model.record.replicas.len())
+        .map(|n| replica_of(core, &model, n, now))
+        .collect();
+    let Some((index, need)) = plan::next(model.wanted(), &replicas) else {
+        return Ok(false);
+    };
     let instance = InstanceId::model(name, index as u32);
     let mut next = (*model).clone();
     if index == next.record.replicas.len() {
-        let never = ReplicaRecord { epoch: Epoch(0), node: None, version: 0, revision: 0 };
+        let never = ReplicaRecord {
+            epoch: Epoch(0),
+            node: None,
+            version: 0,
+            revision: 0,
+        };
         next.record.replicas.push(never);
     }
     let before = next.record.replicas[index].clone();
-    let Some(decision) = change(core, &mut next, index, need) else { return Ok(false) };
+    let Some(decision) = change(core, &mut next, index, need) else {
+        return Ok(false);
+    };
     let committed = async {
         let batch = Batch::new().put(name.as_str(), &next.record)?;
-        core.records.commit(core.decisions.record(batch, decision, now)?).await
+        core.records
+            .commit(core.decisions.record(batch, decision, now)?)
+            .await
     };
     let after = next.record.replicas[index].clone();
     if let Err(problem) = committed.await {
@@ -127,9 +143,19 @@ fn change(core: &Core, model: &mut Model, index: usize, need: Need) -> Option<De
         return Some(decision.on(owner.as_ref()));
     }
     let spec = model.record.spec.as_ref()?;
-    let placed = model.record.replicas.iter().enumerate().filter(|(n, _)| *n != index);
-    let others: BTreeSet<NodeId> = placed.filter_map(|(_, replica)| replica.node.clone()).collect();
-    let failed_on = core.models.serving(&instance, epoch).and_then(|serving| serving.failed_on);
+    let placed = model
+        .record
+        .replicas
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| *n != index);
+    let others: BTreeSet<NodeId> = placed
+        .filter_map(|(_, replica)| replica.node.clone())
+        .collect();
+    let failed_on = core
+        .models
+        .serving(&instance, epoch)
+        .and_then(|serving| serving.failed_on);
     let avoid = match need {
         Need::Retry => failed_on.as_ref(),
         Need::Move => owner.as_ref(),
@@ -162,16 +188,24 @@ fn change(core: &Core, model: &mut Model, index: usize, need: Need) -> Option<De
     };
     let decision = Decision::new(instance.to_string(), action, reason);
     let decision = decision.on(node.as_ref()).by(Some(placement));
-    model.record.replicas[index] = ReplicaRecord { epoch: epoch.next(), node, version, revision };
+    model.record.replicas[index] = ReplicaRecord {
+        epoch: epoch.next(),
+        node,
+        version,
+        revision,
+    };
     Some(decision)
 }
 
 /// Remembers why a replica cannot be placed; one that serves goes on.
 fn waits(core: &Core, instance: &InstanceId, epoch: Epoch, owner: Option<&NodeId>, why: String) {
     let mut live = core.models.live();
-    let serving =
-        live.entry(instance.clone()).or_insert_with(|| Serving::starting(epoch, None));
-    let on = owner.map(|node| format!("stays on {node}: ")).unwrap_or_default();
+    let serving = live
+        .entry(instance.clone())
+        .or_insert_with(|| Serving::starting(epoch, None));
+    let on = owner
+        .map(|node| format!("stays on {node}: "))
+        .unwrap_or_default();
     serving.reason = format!("{on}{why}");
 }
 
@@ -186,10 +220,17 @@ pub(crate) async fn reported(
 ) -> Result<(), Problem> {
     // What a replica's run says is not recorded: the next inventory says it again.
     core.records.commit(batch).await?;
-    let Some(model) = core.models.get(name) else { return Ok(()) };
+    let Some(model) = core.models.get(name) else {
+        return Ok(());
+    };
     let newest = model.replica(replica);
     let ours = newest.is_some_and(|newest| {
-        heard(newest.node.as_ref(), newest.epoch, &node.id, report.token.epoch)
+        heard(
+            newest.node.as_ref(),
+            newest.epoch,
+            &node.id,
+            report.token.epoch,
+        )
     });
     if !ours {
         return Ok(());
@@ -220,18 +261,27 @@ fn ready(
     facts: Option<hop3_common::wire::ModelFacts>,
 ) {
     let mut live = core.models.live();
-    let serving = live.entry(instance.clone()).or_insert_with(|| Serving::starting(epoch, None));
+    let serving = live
+        .entry(instance.clone())
+        .or_insert_with(|| Serving::starting(epoch, None));
     if serving.epoch > epoch {
         return;
     }
     let facts = facts.or_else(|| serving.facts.take());
     let reason = "serving".to_owned();
-    *serving = Serving { ready: true, reason, facts, ..Serving::starting(epoch, None) };
+    *serving = Serving {
+        ready: true,
+        reason,
+        facts,
+        ..Serving::starting(epoch, None)
+    };
 }
 
 fn failed(core: &Core, node: &Node, instance: &InstanceId, epoch: Epoch, why: String) {
     let mut live = core.models.live();
-    let serving = live.entry(instance.clone()).or_insert_with(|| Serving::starting(epoch, None));
+    let serving = live
+        .entry(instance.clone())
+        .or_insert_with(|| Serving::starting(epoch, None));
     if serving.epoch > epoch || serving.retry_at.is_some() {
         return;
     }
@@ -271,9 +321,13 @@ pub(crate) async fn node_back(core: &Core, node: &Node) {
 pub(crate) async fn held_newer(core: &Core, name: &ModelName, replica: u32, held: Epoch) {
     let raise = async {
         let lock = core.locks.of("model", name.as_str()).await;
-        let Some(model) = core.models.get(name) else { return Ok(()) };
+        let Some(model) = core.models.get(name) else {
+            return Ok(());
+        };
         let mut next = (*model).clone();
-        let Some(record) = next.record.replicas.get_mut(replica as usize) else { return Ok(()) };
+        let Some(record) = next.record.replicas.get_mut(replica as usize) else {
+            return Ok(());
+        };
         if record.epoch >= held.next() {
             return Ok(());
         }
@@ -284,7 +338,9 @@ pub(crate) async fn held_newer(core: &Core, name: &ModelName, replica: u32, held
             Decision::new(instance.to_string(), "adopt", reason).on(record.node.as_ref());
         let node = record.node.clone();
         let batch = Batch::new().put(name.as_str(), &next.record)?;
-        core.records.commit(core.decisions.record(batch, decision, UnixMs::now())?).await?;
+        core.records
+            .commit(core.decisions.record(batch, decision, UnixMs::now())?)
+            .await?;
         core.models.show(next);
         drop(lock);
         if let Some(node) = node {
@@ -301,8 +357,12 @@ pub(crate) async fn held_newer(core: &Core, name: &ModelName, replica: u32, held
 pub(crate) async fn retry_due(core: &Core, now: UnixMs) {
     let due: BTreeSet<ModelName> = {
         let live = core.models.live();
-        let due = live.iter().filter(|(_, s)| s.retry_at.is_some_and(|at| at <= now));
-        due.filter_map(|(instance, _)| instance.as_model()).map(|(name, _)| name).collect()
+        let due = live
+            .iter()
+            .filter(|(_, s)| s.retry_at.is_some_and(|at| at <= now));
+        due.filter_map(|(instance, _)| instance.as_model())
+            .map(|(name, _)| name)
+            .collect()
     };
     for name in due {
         converge(core, &name).await;
@@ -312,7 +372,12 @@ pub(crate) async fn retry_due(core: &Core, now: UnixMs) {
 /// Renews the routes of the models that have a replica on `node`.
 pub(crate) fn refresh_node(core: &Core, node: &NodeId) {
     for model in core.models.all() {
-        if model.record.replicas.iter().any(|replica| replica.node.as_ref() == Some(node)) {
+        if model
+            .record
+            .replicas
+            .iter()
+            .any(|replica| replica.node.as_ref() == Some(node))
+        {
             refresh(core, &model.record.name);
         }
     }
@@ -320,7 +385,10 @@ pub(crate) fn refresh_node(core: &Core, node: &NodeId) {
 
 /// Renews the routes of a model, and tells who watches.
 pub(super) fn refresh(core: &Core, name: &ModelName) {
-    let route = core.models.get(name).map(|model| Arc::new(route(core, &model)));
+    let route = core
+        .models
+        .get(name)
+        .map(|model| Arc::new(route(core, &model)));
     core.models.routes.rcu(|routes| {
         let mut routes = (**routes).clone();
         match &route {
@@ -330,27 +398,46 @@ pub(super) fn refresh(core: &Core, name: &ModelName) {
         routes
     });
     if let Some(model) = core.models.get(name) {
-        core.events.tell(|| EventView::Model(Box::new(view_of(core, &model))));
+        core.events
+            .tell(|| EventView::Model(Box::new(view_of(core, &model))));
     }
 }
 
 fn route(core: &Core, model: &Model) -> Route {
     let replicas = (0..).zip(&model.record.replicas).filter_map(|(n, record)| {
         let instance = InstanceId::model(&model.record.name, n);
-        core.models.serving(&instance, record.epoch).filter(|serving| serving.ready)?;
+        core.models
+            .serving(&instance, record.epoch)
+            .filter(|serving| serving.ready)?;
         let node = core.nodes.get(record.node.as_ref()?)?;
         let version = model.versions.get(&record.version)?.clone();
         let (link, calls) = (node.link()?, node.calls.clone());
-        Some(RouteReplica { instance, epoch: record.epoch, version, link, calls })
+        Some(RouteReplica {
+            instance,
+            epoch: record.epoch,
+            version,
+            link,
+            calls,
+        })
     });
-    let deadline = model.record.spec.as_ref().map_or(Millis::secs(10), |spec| spec.deadline);
-    Route { replicas: replicas.collect(), next: AtomicUsize::new(0), deadline }
+    let deadline = model
+        .record
+        .spec
+        .as_ref()
+        .map_or(Millis::secs(10), |spec| spec.deadline);
+    Route {
+        replicas: replicas.collect(),
+        next: AtomicUsize::new(0),
+        deadline,
+    }
 }
 
 /// Promises the room of every replica, after a start.
 pub(crate) fn reserve_all(core: &Core) {
     for model in core.models.all() {
-        let Some(spec) = &model.record.spec else { continue };
+        let Some(spec) = &model.record.spec else {
+            continue;
+        };
         let (_, amount) = scheduler::model_request(spec, &BTreeSet::new(), None);
         for (n, replica) in (0..).zip(&model.record.replicas) {
             if let Some(node) = &replica.node {

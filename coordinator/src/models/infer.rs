@@ -73,15 +73,20 @@ pub(crate) async fn infer(
 }
 
 fn elsewhere(code: Code) -> bool {
-    matches!(code, Code::NodeUnreachable | Code::Busy | Code::ModelNotReady)
+    matches!(
+        code,
+        Code::NodeUnreachable | Code::Busy | Code::ModelNotReady
+    )
 }
 
 /// The replicas, least busy first; among equals in turn.
 fn in_order(route: &Route) -> impl Iterator<Item = &RouteReplica> {
     let count = route.replicas.len().max(1);
     let first = route.next.fetch_add(1, Relaxed) % count;
-    let mut order: Vec<&RouteReplica> =
-        route.replicas[first.min(route.replicas.len())..].iter().chain(&route.replicas[..first.min(route.replicas.len())]).collect();
+    let mut order: Vec<&RouteReplica> = route.replicas[first.min(route.replicas.len())..]
+        .iter()
+        .chain(&route.replicas[..first.min(route.replicas.len())])
+        .collect();
     order.sort_by_key(|replica| replica.calls.load(Relaxed));
     order.into_iter()
 }
@@ -92,9 +97,16 @@ async fn ask(
     deadline_ms: u64,
 ) -> Result<Inference, Problem> {
     let (instance, epoch) = (replica.instance.clone(), replica.epoch);
-    let target = Target::Model { instance, epoch, inputs };
+    let target = Target::Model {
+        instance,
+        epoch,
+        inputs,
+    };
     let flight = InFlight::begin(&replica.calls);
-    let answer = replica.link.call(target, Duration::from_millis(deadline_ms)).await;
+    let answer = replica
+        .link
+        .call(target, Duration::from_millis(deadline_ms))
+        .await;
     drop(flight);
     let node = replica.link.node();
     let CallResult::Model { outputs, infer_us } = answer? else {
@@ -103,8 +115,11 @@ async fn ask(
     };
     let known = &replica.version.facts.outputs;
     if outputs.len() != known.len() {
-        let message =
-            format!("node `{node}` gave {} outputs instead of {}", outputs.len(), known.len());
+        let message = format!(
+            "node `{node}` gave {} outputs instead of {}",
+            outputs.len(),
+            known.len()
+        );
         return Err(Problem::new(Code::ModelFailed, message));
     }
     let names = known.iter().map(|spec| spec.name().to_owned());
@@ -119,12 +134,23 @@ async fn ask(
 /// The inputs in the model's order, each checked against what it takes.
 fn arrange(inputs: &[(String, Tensor)], wanted: &[TensorSpec]) -> Result<Vec<Tensor>, Problem> {
     let wrong = |message: String| Problem::new(Code::TensorShape, message);
-    let takes = || wanted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let takes = || {
+        wanted
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     for (n, (name, _)) in inputs.iter().enumerate() {
         if !wanted.iter().any(|spec| spec.name() == name) {
             let near = nearest(name, wanted.iter().map(TensorSpec::name));
-            let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-            return Err(wrong(format!("no input is named `{name}`: it takes {}{hint}", takes())));
+            let hint = near
+                .map(|near| format!("; did you mean `{near}`?"))
+                .unwrap_or_default();
+            return Err(wrong(format!(
+                "no input is named `{name}`: it takes {}{hint}",
+                takes()
+            )));
         }
         if inputs[..n].iter().any(|(other, _)| other == name) {
             return Err(wrong(format!("input `{name}` is given twice")));
@@ -135,9 +161,14 @@ fn arrange(inputs: &[(String, Tensor)], wanted: &[TensorSpec]) -> Result<Vec<Ten
     for spec in wanted {
         let given = inputs.iter().find(|(name, _)| name == spec.name());
         let Some((_, tensor)) = given else {
-            return Err(wrong(format!("input `{}` is missing: it takes {}", spec.name(), takes())));
+            return Err(wrong(format!(
+                "input `{}` is missing: it takes {}",
+                spec.name(),
+                takes()
+            )));
         };
-        spec.check(tensor, &mut bindings).map_err(|mismatch| wrong(mismatch.to_string()))?;
+        spec.check(tensor, &mut bindings)
+            .map_err(|mismatch| wrong(mismatch.to_string()))?;
         arranged.push(tensor.clone());
     }
     Ok(arranged)
@@ -156,7 +187,12 @@ fn not_ready(core: &Core, name: &ModelName) -> Problem {
         .replicas
         .iter()
         .take(3)
-        .map(|replica| format!("{} {}: {}", replica.instance, replica.status, replica.reason))
+        .map(|replica| {
+            format!(
+                "{} {}: {}",
+                replica.instance, replica.status, replica.reason
+            )
+        })
         .collect();
     let message = format!("no replica of model `{name}` is ready; {}", why.join("; "));
     Problem::new(Code::ModelNotReady, message)
@@ -174,16 +210,25 @@ mod tests {
         let a = Tensor::from_f32(vec![3, 2], &[0.0; 6]).unwrap();
         let b = Tensor::from_i64(vec![3], &[0; 3]).unwrap();
         let given = |inputs: &[(&str, &Tensor)]| -> Vec<(String, Tensor)> {
-            inputs.iter().map(|(name, t)| ((*name).to_owned(), (*t).clone())).collect()
+            inputs
+                .iter()
+                .map(|(name, t)| ((*name).to_owned(), (*t).clone()))
+                .collect()
         };
         let ok = arrange(&given(&[("b", &b), ("a", &a)]), &wanted).unwrap();
         assert_eq!(ok, vec![a.clone(), b.clone()]);
         let short = Tensor::from_i64(vec![2], &[0; 2]).unwrap();
         let cases = [
             (given(&[("a", &a)]), "input `b` is missing"),
-            (given(&[("a", &a), ("b", &b), ("c", &b)]), "no input is named `c`"),
+            (
+                given(&[("a", &a), ("b", &b), ("c", &b)]),
+                "no input is named `c`",
+            ),
             (given(&[("a", &a), ("a", &a)]), "given twice"),
-            (given(&[("a", &b), ("b", &b)]), "must be f32[n,2], got i64[3]"),
+            (
+                given(&[("a", &b), ("b", &b)]),
+                "must be f32[n,2], got i64[3]",
+            ),
             (given(&[("a", &a), ("b", &short)]), "n = 3"),
         ];
         for (inputs, says) in cases {

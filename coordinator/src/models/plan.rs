@@ -38,7 +38,11 @@ pub(super) enum Need {
 
 /// The first thing to be done, and to which replica. `wanted`: how many there shall be.
 pub(super) fn next(wanted: usize, replicas: &[Replica]) -> Option<(usize, Need)> {
-    let surplus = replicas.iter().enumerate().skip(wanted).find(|(_, replica)| replica.placed);
+    let surplus = replicas
+        .iter()
+        .enumerate()
+        .skip(wanted)
+        .find(|(_, replica)| replica.placed);
     if let Some((index, _)) = surplus {
         return Some((index, Need::End));
     }
@@ -57,7 +61,9 @@ pub(super) fn next(wanted: usize, replicas: &[Replica]) -> Option<(usize, Need)>
     // One at a time: not while another of them does not serve yet. One that failed does not hold
     // up the mending of itself.
     let starting = |replica: &Replica| !replica.ready && !replica.failed;
-    let busy = kept.iter().any(|replica| starting(replica) && replica.current);
+    let busy = kept
+        .iter()
+        .any(|replica| starting(replica) && replica.current);
     let broken = kept.iter().any(|replica| replica.failed && replica.current);
     if busy {
         return None;
@@ -98,7 +104,11 @@ mod tests {
         retry: false,
         failed: false,
     };
-    const NONE: Replica = Replica { placed: false, ready: false, ..READY };
+    const NONE: Replica = Replica {
+        placed: false,
+        ready: false,
+        ..READY
+    };
 
     #[test]
     fn replicas_are_placed_ended_and_mended() {
@@ -107,30 +117,83 @@ mod tests {
         assert_eq!(next(2, &[READY]), Some((1, Need::Place)));
         assert_eq!(next(1, &[READY, READY]), Some((1, Need::End)));
         assert_eq!(next(1, &[READY, NONE]), None);
-        assert_eq!(next(2, &[READY, Replica { node_ok: false, ..READY }]), Some((1, Need::Place)));
-        let failed = Replica { ready: false, failed: true, ..READY };
+        assert_eq!(
+            next(
+                2,
+                &[
+                    READY,
+                    Replica {
+                        node_ok: false,
+                        ..READY
+                    }
+                ]
+            ),
+            Some((1, Need::Place))
+        );
+        let failed = Replica {
+            ready: false,
+            failed: true,
+            ..READY
+        };
         assert_eq!(next(1, &[failed]), None, "not before its time");
-        assert_eq!(next(1, &[Replica { retry: true, ..failed }]), Some((0, Need::Retry)));
+        assert_eq!(
+            next(
+                1,
+                &[Replica {
+                    retry: true,
+                    ..failed
+                }]
+            ),
+            Some((0, Need::Retry))
+        );
     }
 
     #[test]
     fn a_roll_goes_one_by_one_and_stops_at_a_failure() {
-        let old = Replica { current: false, ..READY };
-        let starting = Replica { ready: false, ..READY };
-        let failed = Replica { ready: false, failed: true, ..READY };
+        let old = Replica {
+            current: false,
+            ..READY
+        };
+        let starting = Replica {
+            ready: false,
+            ..READY
+        };
+        let failed = Replica {
+            ready: false,
+            failed: true,
+            ..READY
+        };
         assert_eq!(next(3, &[old, old, old]), Some((0, Need::Renew)));
         assert_eq!(next(3, &[starting, old, old]), None);
         assert_eq!(next(3, &[READY, old, old]), Some((1, Need::Renew)));
         assert_eq!(next(3, &[failed, old, old]), None);
-        let old_failed = Replica { current: false, ..failed };
+        let old_failed = Replica {
+            current: false,
+            ..failed
+        };
         assert_eq!(next(1, &[old_failed]), Some((0, Need::Renew)));
     }
 
     #[test]
     fn a_drain_moves_one_at_a_time() {
-        let draining = Replica { draining: true, ..READY };
+        let draining = Replica {
+            draining: true,
+            ..READY
+        };
         assert_eq!(next(2, &[draining, READY]), Some((0, Need::Move)));
-        assert_eq!(next(2, &[draining, Replica { ready: false, ..READY }]), None);
+        assert_eq!(
+            next(
+                2,
+                &[
+                    draining,
+                    Replica {
+                        ready: false,
+                        ..READY
+                    }
+                ]
+            ),
+            None
+        );
     }
 
     proptest! {

@@ -33,8 +33,7 @@ pub(crate) async fn push(
 ) -> Result<ModelVersionView, Problem> {
     let inputs = parse_inputs(&push.inputs)?;
     let _kept = core.artifacts.gate().read().await;
-    let artifact =
-        artifacts::resolve_kind(core, &push.artifact.to_string(), ArtifactKind::Onnx)?;
+    let artifact = artifacts::resolve_kind(core, &push.artifact.to_string(), ArtifactKind::Onnx)?;
     room(core, name)?;
     let (facts, node, why) = check(core, &artifact, &inputs).await?;
     let lock = core.locks.of("model", name.as_str()).await;
@@ -58,7 +57,9 @@ pub(crate) async fn push(
     let batch = Batch::new()
         .put(name.as_str(), &model.record)?
         .put(&format!("{name}/{version}"), &record)?;
-    core.records.commit(core.decisions.record(batch, decision, now)?).await?;
+    core.records
+        .commit(core.decisions.record(batch, decision, now)?)
+        .await?;
     let view = version_view(&record);
     model.versions.insert(version, record.into());
     core.models.show(model);
@@ -77,7 +78,10 @@ fn new_model(name: &ModelName) -> Model {
         revision: 0,
         replicas: Vec::new(),
     };
-    Model { record, versions: BTreeMap::new() }
+    Model {
+        record,
+        versions: BTreeMap::new(),
+    }
 }
 
 fn room(core: &Core, name: &ModelName) -> Result<(), Problem> {
@@ -109,7 +113,10 @@ async fn check(
     artifact: &ArtifactRecord,
     inputs: &[TensorSpec],
 ) -> Result<(ModelFacts, String, String), Problem> {
-    let resources = Resources { cpu: Default::default(), ..Resources::default() };
+    let resources = Resources {
+        cpu: Default::default(),
+        ..Resources::default()
+    };
     let mut request = scheduler::request(&Placement::default(), &resources, "onnx");
     let mut last = None;
     for _ in 0..NODES_ASKED_MAX {
@@ -146,7 +153,10 @@ async fn check(
         request.avoid.insert(node.to_string());
     }
     Err(last.unwrap_or_else(|| {
-        Problem::new(Code::Unavailable, "no node could check the model: try again")
+        Problem::new(
+            Code::Unavailable,
+            "no node could check the model: try again",
+        )
     }))
 }
 

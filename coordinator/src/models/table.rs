@@ -74,8 +74,10 @@ impl Model {
         self.versions.get(&version).ok_or_else(|| {
             let known: Vec<_> = self.versions.keys().map(u32::to_string).collect();
             let known = known.join(", ");
-            let message =
-                format!("model `{}` has no version {version}, only {known}", self.record.name);
+            let message = format!(
+                "model `{}` has no version {version}, only {known}",
+                self.record.name
+            );
             Problem::new(Code::ModelVersionUnknown, message)
         })
     }
@@ -86,7 +88,11 @@ impl Model {
 
     /// How many replicas are wanted.
     pub(crate) fn wanted(&self) -> usize {
-        let spec = self.record.spec.as_ref().filter(|_| self.record.deployed.is_some());
+        let spec = self
+            .record
+            .spec
+            .as_ref()
+            .filter(|_| self.record.deployed.is_some());
         spec.map_or(0, |spec| spec.replicas as usize)
     }
 }
@@ -95,16 +101,24 @@ impl Models {
     pub(crate) async fn load(records: &Records) -> Result<Self, Problem> {
         let mut models = BTreeMap::new();
         for (_, record) in records.all::<ModelRecord>().await? {
-            let model = Model { record, versions: BTreeMap::new() };
+            let model = Model {
+                record,
+                versions: BTreeMap::new(),
+            };
             models.insert(model.record.name.clone(), model);
         }
         for (id, version) in records.all::<ModelVersionRecord>().await? {
-            let name = id.split('/').next().and_then(|name| name.parse::<ModelName>().ok());
+            let name = id
+                .split('/')
+                .next()
+                .and_then(|name| name.parse::<ModelName>().ok());
             if let Some(model) = name.and_then(|name| models.get_mut(&name)) {
                 model.versions.insert(version.version, Arc::new(version));
             }
         }
-        let shared = models.into_iter().map(|(name, model)| (name, Arc::new(model)));
+        let shared = models
+            .into_iter()
+            .map(|(name, model)| (name, Arc::new(model)));
         Ok(Self {
             by_name: RwLock::new(shared.collect()),
             live: Mutex::default(),
@@ -113,20 +127,34 @@ impl Models {
     }
 
     pub(crate) fn get(&self, name: &ModelName) -> Option<Arc<Model>> {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.by_name
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
     }
 
     pub(crate) fn find(&self, name: &ModelName) -> Result<Arc<Model>, Problem> {
         self.get(name).ok_or_else(|| {
             let all = self.all();
             let near = nearest(name.as_str(), all.iter().map(|m| m.record.name.as_str()));
-            let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-            Problem::new(Code::ModelUnknown, format!("there is no model `{name}`{hint}"))
+            let hint = near
+                .map(|near| format!("; did you mean `{near}`?"))
+                .unwrap_or_default();
+            Problem::new(
+                Code::ModelUnknown,
+                format!("there is no model `{name}`{hint}"),
+            )
         })
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Model>> {
-        self.by_name.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.by_name
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// Shows what was committed.
@@ -138,7 +166,10 @@ impl Models {
     }
 
     pub(crate) fn drop_shown(&self, name: &ModelName) {
-        self.by_name.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.by_name
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
     }
 
     /// What is known of replicas. Taken last, never across an await.
@@ -148,7 +179,10 @@ impl Models {
 
     /// What is known of the run `epoch` of `instance`.
     pub(crate) fn serving(&self, instance: &InstanceId, epoch: Epoch) -> Option<Serving> {
-        self.live().get(instance).filter(|serving| serving.epoch == epoch).cloned()
+        self.live()
+            .get(instance)
+            .filter(|serving| serving.epoch == epoch)
+            .cloned()
     }
 }
 
@@ -177,7 +211,9 @@ pub(crate) fn desired(core: &Core, node: &NodeId, instance: &InstanceId) -> Opti
 /// What a node needs to serve the replica.
 pub(crate) fn work(core: &Core, name: &ModelName, replica: u32, epoch: Epoch) -> Option<ModelWork> {
     let model = core.models.get(name)?;
-    let record = model.replica(replica).filter(|replica| replica.epoch == epoch)?;
+    let record = model
+        .replica(replica)
+        .filter(|replica| replica.epoch == epoch)?;
     let version = model.versions.get(&record.version)?;
     let spec = model.record.spec.as_ref()?;
     Some(ModelWork {

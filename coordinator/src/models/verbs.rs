@@ -26,7 +26,8 @@ pub(crate) async fn deploy(
     name: &ModelName,
     spec: ModelSpec,
 ) -> Result<ModelView, Problem> {
-    spec.check().map_err(|invalid| Problem::new(Code::InvalidField, invalid.to_string()))?;
+    spec.check()
+        .map_err(|invalid| Problem::new(Code::InvalidField, invalid.to_string()))?;
     parse_inputs(&spec.inputs)?;
     tasks::check_placement(core, &spec.placement)?;
     change(core, name, "deploy", |model| {
@@ -90,7 +91,9 @@ pub(crate) async fn rollback(core: &Core, name: &ModelName) -> Result<ModelView,
 pub(crate) async fn undeploy(core: &Core, name: &ModelName) -> Result<ModelView, Problem> {
     change(core, name, "undeploy", |model| {
         let record = &mut model.record;
-        let Some(version) = record.deployed.take() else { return Ok(None) };
+        let Some(version) = record.deployed.take() else {
+            return Ok(None);
+        };
         record.previous = Some(version);
         record.revision += 1;
         Ok(Some(format!("version {version} is served no more")))
@@ -110,7 +113,9 @@ async fn change(
     if let Some(reason) = edit(&mut model)? {
         let decision = Decision::new(format!("model/{name}"), action, reason);
         let batch = Batch::new().put(name.as_str(), &model.record)?;
-        core.records.commit(core.decisions.record(batch, decision, UnixMs::now())?).await?;
+        core.records
+            .commit(core.decisions.record(batch, decision, UnixMs::now())?)
+            .await?;
         core.models.show(model);
     }
     drop(lock);
@@ -123,7 +128,12 @@ pub(crate) async fn remove(core: &Core, name: &ModelName) -> Result<(), Problem>
     undeploy(core, name).await?;
     let lock = core.locks.of("model", name.as_str()).await;
     let model = core.models.find(name)?;
-    if model.record.replicas.iter().any(|replica| replica.node.is_some()) {
+    if model
+        .record
+        .replicas
+        .iter()
+        .any(|replica| replica.node.is_some())
+    {
         let message = format!("model `{name}` was deployed again meanwhile");
         return Err(Problem::new(Code::Conflict, message));
     }
@@ -132,9 +142,13 @@ pub(crate) async fn remove(core: &Core, name: &ModelName) -> Result<(), Problem>
         batch = batch.delete::<ModelVersionRecord>(&format!("{name}/{version}"))?;
     }
     let decision = Decision::new(format!("model/{name}"), "remove", "by an operator".into());
-    core.records.commit(core.decisions.record(batch, decision, UnixMs::now())?).await?;
+    core.records
+        .commit(core.decisions.record(batch, decision, UnixMs::now())?)
+        .await?;
     core.models.drop_shown(name);
-    core.models.live().retain(|id, _| id.as_model().is_none_or(|(model, _)| model != *name));
+    core.models
+        .live()
+        .retain(|id, _| id.as_model().is_none_or(|(model, _)| model != *name));
     drop(lock);
     refresh(core, name);
     Ok(())

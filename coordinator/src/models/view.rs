@@ -15,7 +15,11 @@ pub(crate) fn view(core: &Core, name: &ModelName) -> Result<ModelView, Problem> 
 }
 
 pub(crate) fn views(core: &Core) -> Vec<ModelView> {
-    core.models.all().iter().map(|model| view_of(core, model)).collect()
+    core.models
+        .all()
+        .iter()
+        .map(|model| view_of(core, model))
+        .collect()
 }
 
 /// What the deployed version takes (else the newest).
@@ -23,7 +27,10 @@ pub(crate) fn inputs(core: &Core, name: &ModelName) -> Result<Vec<TensorSpec>, P
     let model = core.models.find(name)?;
     let newest = model.versions.keys().next_back().copied();
     let version = model.record.deployed.or(newest).ok_or_else(|| {
-        Problem::new(Code::ModelVersionUnknown, format!("model `{name}` has no version"))
+        Problem::new(
+            Code::ModelVersionUnknown,
+            format!("model `{name}` has no version"),
+        )
     })?;
     Ok(model.version(version)?.facts.inputs.clone())
 }
@@ -47,7 +54,12 @@ pub(super) fn view_of(core: &Core, model: &Model) -> ModelView {
     let replicas = numbers.filter_map(|n| replica_view(core, model, n, n < wanted));
     ModelView {
         name: record.name.clone(),
-        versions: model.versions.values().rev().map(|version| version_view(version)).collect(),
+        versions: model
+            .versions
+            .values()
+            .rev()
+            .map(|version| version_view(version))
+            .collect(),
         deployed: record.deployed,
         previous: record.previous,
         spec: record.spec.clone(),
@@ -66,7 +78,9 @@ fn replica_view(core: &Core, model: &Model, n: u32, wanted: bool) -> Option<Mode
     let serving = core.models.serving(&instance, epoch);
     let there = node.as_ref().and_then(|node| core.nodes.get(node));
     let connected = there.is_some_and(|node| node.link().is_some());
-    let failed = serving.as_ref().is_some_and(|serving| serving.retry_at.is_some());
+    let failed = serving
+        .as_ref()
+        .is_some_and(|serving| serving.retry_at.is_some());
     let ready = serving.as_ref().is_some_and(|serving| serving.ready);
     let status = match (&node, failed, ready && connected) {
         (None, ..) => "pending",
@@ -82,7 +96,10 @@ fn replica_view(core: &Core, model: &Model, n: u32, wanted: bool) -> Option<Mode
     Some(ModelReplicaView {
         instance,
         epoch,
-        version: record.map(|r| r.version).filter(|v| *v > 0).or(model.record.deployed)?,
+        version: record
+            .map(|r| r.version)
+            .filter(|v| *v > 0)
+            .or(model.record.deployed)?,
         node,
         status: status.to_owned(),
         reason,

@@ -31,7 +31,9 @@ impl Batch {
     }
 
     pub(crate) fn put<R: Record>(self, id: &str, record: &R) -> Result<Self, Problem> {
-        let op = Table::<R>::new().put_op(id, record).map_err(|e| problem(&e))?;
+        let op = Table::<R>::new()
+            .put_op(id, record)
+            .map_err(|e| problem(&e))?;
         Ok(Self(self.0.op(op)))
     }
 
@@ -57,12 +59,21 @@ impl Records {
 
     /// Every record of a table, with its id.
     pub(crate) async fn all<R: Record>(&self) -> Result<Vec<(String, R)>, Problem> {
-        let items = Table::<R>::new().all(&*self.store).await.map_err(|e| problem(&e))?;
-        Ok(items.into_iter().map(|item| (item.id, item.record)).collect())
+        let items = Table::<R>::new()
+            .all(&*self.store)
+            .await
+            .map_err(|e| problem(&e))?;
+        Ok(items
+            .into_iter()
+            .map(|item| (item.id, item.record))
+            .collect())
     }
 
     pub(crate) async fn get<R: Record>(&self, id: &str) -> Result<Option<R>, Problem> {
-        let item = Table::<R>::new().get(&*self.store, id).await.map_err(|e| problem(&e))?;
+        let item = Table::<R>::new()
+            .get(&*self.store, id)
+            .await
+            .map_err(|e| problem(&e))?;
         Ok(item.map(|item| item.record))
     }
 

@@ -41,13 +41,18 @@ impl Ledger {
     }
 
     pub(crate) fn total(&self, node: &NodeId) -> Allocation {
-        self.0.get(node).map(|promises| promises.total).unwrap_or_default()
+        self.0
+            .get(node)
+            .map(|promises| promises.total)
+            .unwrap_or_default()
     }
 
     /// Instances that are promised room on `node`.
     pub(crate) fn instances(&self, node: &NodeId) -> Vec<InstanceId> {
         let promises = self.0.get(node);
-        promises.map(|p| p.by_instance.keys().cloned().collect()).unwrap_or_default()
+        promises
+            .map(|p| p.by_instance.keys().cloned().collect())
+            .unwrap_or_default()
     }
 }
 

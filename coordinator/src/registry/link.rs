@@ -92,7 +92,8 @@ impl Link for NodeLink {
         self.is_open()
     }
     fn send(&self, down: Down) -> Result<(), Problem> {
-        self.send(down).map_err(|gone| Problem::new(Code::NodeUnreachable, gone.to_string()))
+        self.send(down)
+            .map_err(|gone| Problem::new(Code::NodeUnreachable, gone.to_string()))
     }
     async fn call(&self, target: Target, deadline: Duration) -> Result<CallResult, Problem> {
         self.call(target, deadline).await
@@ -112,7 +113,9 @@ impl Link for NodeLink {
         offset: u64,
         follow: bool,
     ) -> Result<ByteStream, Problem> {
-        Ok(Box::pin(self.logs(instance, channel, offset, follow).await?))
+        Ok(Box::pin(
+            self.logs(instance, channel, offset, follow).await?,
+        ))
     }
     async fn check_model(
         &self,

@@ -26,8 +26,8 @@ use hop3_common::{
 
 pub(crate) use ledger::Ledger;
 pub(crate) use link::{FrameSink, FrameSource, Link};
-pub(crate) use node::{Holds, Node};
 use node::bounded;
+pub(crate) use node::{Holds, Node};
 pub(crate) use session::{connected, disconnected, facts, inventory, report, samples};
 pub(crate) use verbs::{patch, remove, telemetry, watch, watch_expired};
 pub(crate) use view::{status, tell, view, views};
@@ -49,14 +49,22 @@ pub(crate) struct Nodes {
 impl Nodes {
     pub(crate) async fn load(records: &Records, now: UnixMs) -> Result<Self, Problem> {
         let cursors: BTreeMap<String, CursorRecord> = records.all().await?.into_iter().collect();
-        let nodes = records.all::<NodeRecord>().await?.into_iter().map(|(id, record)| {
-            let cursor = cursors.get(&id).copied().unwrap_or_default();
-            (record.id.clone(), Arc::new(Node::new(record, cursor, now)))
-        });
+        let nodes = records
+            .all::<NodeRecord>()
+            .await?
+            .into_iter()
+            .map(|(id, record)| {
+                let cursor = cursors.get(&id).copied().unwrap_or_default();
+                (record.id.clone(), Arc::new(Node::new(record, cursor, now)))
+            });
         let by_id = RwLock::new(nodes.collect());
-        let revoked = records.all::<RevokedRecord>().await?.into_iter().filter_map(|(id, record)| {
-            Some((KeyHash(format!("sha256:{id}").parse().ok()?), record.node))
-        });
+        let revoked = records
+            .all::<RevokedRecord>()
+            .await?
+            .into_iter()
+            .filter_map(|(id, record)| {
+                Some((KeyHash(format!("sha256:{id}").parse().ok()?), record.node))
+            });
         Ok(Self {
             by_id,
             revoked: RwLock::new(revoked.collect()),
@@ -71,7 +79,11 @@ impl Nodes {
     }
 
     pub(crate) fn get(&self, node: &NodeId) -> Option<Arc<Node>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+        self.by_id
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(node)
+            .cloned()
     }
 
     pub(crate) fn find(&self, node: &NodeId) -> Result<Arc<Node>, Problem> {
@@ -79,11 +91,19 @@ impl Nodes {
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Node>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.by_id
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.by_id
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     pub(crate) fn insert(&self, node: Arc<Node>) {
@@ -92,12 +112,19 @@ impl Nodes {
     }
 
     fn take(&self, node: &NodeId) -> Option<Arc<Node>> {
-        self.by_id.write().unwrap_or_else(PoisonError::into_inner).remove(node)
+        self.by_id
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(node)
     }
 
     /// The node that was thrown out with this key.
     pub(crate) fn revoked(&self, key: &KeyHash) -> Option<NodeId> {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        self.revoked
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned()
     }
 
     fn revoke(&self, key: KeyHash, node: &NodeId) {
@@ -107,13 +134,19 @@ impl Nodes {
 
     /// Placements may come out otherwise from now on.
     pub(crate) fn changed(&self) {
-        self.topology.fetch_add(1, std::sync::atomic::Ordering::Release);
+        self.topology
+            .fetch_add(1, std::sync::atomic::Ordering::Release);
     }
 }
 
 fn unknown(nodes: &Nodes, node: &NodeId) -> Problem {
     let names = nodes.all();
     let near = hop3_common::spec::nearest(node.as_str(), names.iter().map(|n| n.id.as_str()));
-    let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    Problem::new(Code::NodeUnknown, format!("there is no node `{node}`{hint}"))
+    let hint = near
+        .map(|near| format!("; did you mean `{near}`?"))
+        .unwrap_or_default();
+    Problem::new(
+        Code::NodeUnknown,
+        format!("there is no node `{node}`{hint}"),
+    )
 }

@@ -75,7 +75,11 @@ pub(crate) struct Session {
 
 impl Node {
     pub(crate) fn new(record: NodeRecord, cursor: CursorRecord, now: UnixMs) -> Self {
-        let live = Live { cursor, away_since: Some(now), ..Live::default() };
+        let live = Live {
+            cursor,
+            away_since: Some(now),
+            ..Live::default()
+        };
         Self {
             id: record.id.clone(),
             record: ArcSwap::from_pointee(record),
@@ -92,7 +96,11 @@ impl Node {
 
     /// Its session, if it stands and is the one asked for.
     pub(crate) fn link(&self) -> Option<Arc<dyn Link>> {
-        self.live().session.as_ref().map(|s| s.link.clone()).filter(|link| link.is_open())
+        self.live()
+            .session
+            .as_ref()
+            .map(|s| s.link.clone())
+            .filter(|link| link.is_open())
     }
 
     /// What it has in all.
@@ -104,7 +112,9 @@ impl Node {
 impl Live {
     /// Whether `session` is the one that stands.
     pub(crate) fn is_session(&self, session: u64) -> bool {
-        self.session.as_ref().is_some_and(|s| s.link.session() == session)
+        self.session
+            .as_ref()
+            .is_some_and(|s| s.link.session() == session)
     }
 
     pub(crate) fn push_samples(&mut self, samples: &[Sample]) {
@@ -130,12 +140,19 @@ pub(crate) fn bounded(mut facts: NodeFacts) -> NodeFacts {
     let cut = |text: &mut String| {
         text.retain(|c| !c.is_control());
         if text.len() > FACTS_TEXT_BYTES_MAX {
-            let end = (0..=FACTS_TEXT_BYTES_MAX).rev().find(|&i| text.is_char_boundary(i));
+            let end = (0..=FACTS_TEXT_BYTES_MAX)
+                .rev()
+                .find(|&i| text.is_char_boundary(i));
             text.truncate(end.unwrap_or(0));
         }
     };
-    let texts =
-        [&mut facts.hostname, &mut facts.os, &mut facts.kernel, &mut facts.arch, &mut facts.engine];
+    let texts = [
+        &mut facts.hostname,
+        &mut facts.os,
+        &mut facts.kernel,
+        &mut facts.arch,
+        &mut facts.engine,
+    ];
     texts.into_iter().for_each(cut);
     for list in [&mut facts.capabilities, &mut facts.volumes, &mut facts.data] {
         list.truncate(FACTS_LIST_MAX);
@@ -151,8 +168,12 @@ mod tests {
     #[test]
     fn the_ring_keeps_the_newest_samples() {
         let mut live = Live::default();
-        let samples: Vec<Sample> =
-            (0..2000).map(|n| Sample { at: UnixMs(n), ..Sample::default() }).collect();
+        let samples: Vec<Sample> = (0..2000)
+            .map(|n| Sample {
+                at: UnixMs(n),
+                ..Sample::default()
+            })
+            .collect();
         for batch in samples.chunks(700) {
             live.push_samples(batch);
         }

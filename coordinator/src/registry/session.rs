@@ -29,7 +29,10 @@ pub(crate) async fn connected(
 ) -> Result<Welcome, Problem> {
     let id = &hello.node;
     if identity.node() != Some(id) || identity.mesh != core.mesh {
-        let message = format!("the certificate is not node `{id}`'s of mesh `{}`", core.mesh);
+        let message = format!(
+            "the certificate is not node `{id}`'s of mesh `{}`",
+            core.mesh
+        );
         return Err(Problem::new(Code::Forbidden, message));
     }
     let protocol = agreed(hello.protocol)?;
@@ -48,17 +51,35 @@ pub(crate) async fn connected(
     };
     let cursor = {
         let cursor = node.live().cursor;
-        let fresh = CursorRecord { outbox: hello.outbox, seq: 0 };
-        if cursor.outbox == hello.outbox { cursor } else { fresh }
+        let fresh = CursorRecord {
+            outbox: hello.outbox,
+            seq: 0,
+        };
+        if cursor.outbox == hello.outbox {
+            cursor
+        } else {
+            fresh
+        }
     };
-    let differs = NodeRecord { connected: before.connected, ..after.clone() } != *before;
+    let differs = NodeRecord {
+        connected: before.connected,
+        ..after.clone()
+    } != *before;
     if differs || before.connected.is_none() {
-        core.records.commit(Batch::new().put(id.as_str(), &after)?).await?;
+        core.records
+            .commit(Batch::new().put(id.as_str(), &after)?)
+            .await?;
     }
     node.record.store(Arc::new(after));
     let (sample_ms, batch_ms) = verbs::TELEMETRY_QUIET_MS;
     let known = false;
-    let session = Session { link, since: now, key: identity.key, known, sample_ms };
+    let session = Session {
+        link,
+        since: now,
+        key: identity.key,
+        known,
+        sample_ms,
+    };
     let welcome = Welcome {
         protocol,
         mesh: core.mesh.clone(),
@@ -70,8 +91,15 @@ pub(crate) async fn connected(
     };
     {
         let mut live = node.live();
-        if live.session.as_ref().is_some_and(|s| s.link.session() > session.link.session()) {
-            return Err(Problem::new(Code::Conflict, "a newer session of this node stands"));
+        if live
+            .session
+            .as_ref()
+            .is_some_and(|s| s.link.session() > session.link.session())
+        {
+            return Err(Problem::new(
+                Code::Conflict,
+                "a newer session of this node stands",
+            ));
         }
         live.cursor = cursor;
         live.last_seen = Some(now);
@@ -121,11 +149,20 @@ fn standing(core: &Core, link: &dyn Link) -> Option<Arc<Node>> {
 
 /// Everything the node holds: what is missing is sent, what is too much is ended.
 pub(crate) async fn inventory(core: &Core, link: &dyn Link, held: Vec<Held>) {
-    let Some(node) = standing(core, link) else { return };
+    let Some(node) = standing(core, link) else {
+        return;
+    };
     {
         let mut live = node.live();
-        let holds = |h: &Held| Holds { token: h.token, phase: h.phase, stopping: false };
-        live.held = held.into_iter().map(|h| (h.instance.clone(), holds(&h))).collect();
+        let holds = |h: &Held| Holds {
+            token: h.token,
+            phase: h.phase,
+            stopping: false,
+        };
+        live.held = held
+            .into_iter()
+            .map(|h| (h.instance.clone(), holds(&h)))
+            .collect();
         live.away_since = None;
         live.lost = false;
         if let Some(session) = &mut live.session {
@@ -189,9 +226,14 @@ pub(crate) async fn report(
 
 /// The node's facts changed.
 pub(crate) async fn facts(core: &Core, link: &dyn Link, facts: NodeFacts) {
-    let Some(node) = standing(core, link) else { return };
+    let Some(node) = standing(core, link) else {
+        return;
+    };
     let lock = core.locks.of("node", node.id.as_str()).await;
-    let record = NodeRecord { facts: bounded(facts), ..(*node.record.load_full()).clone() };
+    let record = NodeRecord {
+        facts: bounded(facts),
+        ..(*node.record.load_full()).clone()
+    };
     let stored = match Batch::new().put(node.id.as_str(), &record) {
         Ok(batch) => core.records.commit(batch).await,
         Err(problem) => Err(problem),
@@ -210,7 +252,9 @@ pub(crate) async fn facts(core: &Core, link: &dyn Link, facts: NodeFacts) {
 
 /// Samples came.
 pub(crate) fn samples(core: &Core, link: &dyn Link, samples: &[Sample]) {
-    let Some(node) = standing(core, link) else { return };
+    let Some(node) = standing(core, link) else {
+        return;
+    };
     {
         let mut live = node.live();
         live.last_seen = Some(UnixMs::now());
@@ -221,7 +265,9 @@ pub(crate) fn samples(core: &Core, link: &dyn Link, samples: &[Sample]) {
 
 /// The session ended. What runs there goes on; whether it is lost, time will tell.
 pub(crate) async fn disconnected(core: &Core, link: &dyn Link, why: &str) {
-    let Some(node) = core.nodes.get(link.node()) else { return };
+    let Some(node) = core.nodes.get(link.node()) else {
+        return;
+    };
     {
         let mut live = node.live();
         if !live.is_session(link.session()) {

@@ -39,7 +39,9 @@ pub(crate) async fn patch(
     }
     let decision = Decision::new(format!("node/{node}"), "change", changes(&before, &after));
     let batch = Batch::new().put(node.as_str(), &after)?;
-    core.records.commit(core.decisions.record(batch, decision, UnixMs::now())?).await?;
+    core.records
+        .commit(core.decisions.record(batch, decision, UnixMs::now())?)
+        .await?;
     let moves = before.draining != after.draining || before.cordoned != after.cordoned;
     found.record.store(Arc::new(after));
     drop(lock);
@@ -71,17 +73,27 @@ fn patched(before: &NodeRecord, patch: NodePatch) -> Result<NodeRecord, Problem>
     }
     after.draining = patch.draining.unwrap_or(after.draining);
     // A drain begins with a cordon and its end leaves it, unless said otherwise.
-    after.cordoned = patch.cordoned.unwrap_or(after.cordoned || patch.draining == Some(true));
+    after.cordoned = patch
+        .cordoned
+        .unwrap_or(after.cordoned || patch.draining == Some(true));
     Ok(after)
 }
 
 fn changes(before: &NodeRecord, after: &NodeRecord) -> String {
     let mut said = Vec::new();
     if before.cordoned != after.cordoned {
-        said.push(if after.cordoned { "cordoned" } else { "uncordoned" });
+        said.push(if after.cordoned {
+            "cordoned"
+        } else {
+            "uncordoned"
+        });
     }
     if before.draining != after.draining {
-        said.push(if after.draining { "draining" } else { "drain ended" });
+        said.push(if after.draining {
+            "draining"
+        } else {
+            "drain ended"
+        });
     }
     if before.labels != after.labels {
         said.push("labels changed");
@@ -98,22 +110,34 @@ pub(crate) async fn remove(core: &Core, node: &NodeId) -> Result<(), Problem> {
     let mut batch = Batch::new()
         .delete::<NodeRecord>(node.as_str())?
         .delete::<CursorRecord>(node.as_str())?;
-    let keys: Vec<_> = std::iter::once(record.key).chain(record.key_before).collect();
+    let keys: Vec<_> = std::iter::once(record.key)
+        .chain(record.key_before)
+        .collect();
     for key in &keys {
-        let revoked = RevokedRecord { node: node.clone(), at: now };
+        let revoked = RevokedRecord {
+            node: node.clone(),
+            at: now,
+        };
         batch = batch.put(&key.0.hex(), &revoked)?;
     }
     let reason = "removed by an operator: its certificate is worth nothing now".to_owned();
     let decision = Decision::new(format!("node/{node}"), "remove", reason);
-    core.records.commit(core.decisions.record(batch, decision, now)?).await?;
-    keys.into_iter().for_each(|key| core.nodes.revoke(key, node));
+    core.records
+        .commit(core.decisions.record(batch, decision, now)?)
+        .await?;
+    keys.into_iter()
+        .for_each(|key| core.nodes.revoke(key, node));
     core.nodes.take(node);
     if let Some(session) = found.live().session.take() {
-        session.link.close(close::REVOKED, "this node was removed from the mesh");
+        session
+            .link
+            .close(close::REVOKED, "this node was removed from the mesh");
     }
     drop(lock);
     core.nodes.changed();
-    core.events.tell(|| EventView::NodeRemoved { node: node.to_string() });
+    core.events.tell(|| EventView::NodeRemoved {
+        node: node.to_string(),
+    });
     tasks::node_removed(core, node).await;
     models::converge_all(core).await;
     tasks::place_pending(core).await;
@@ -145,10 +169,19 @@ pub(crate) fn watch_expired(core: &Core, now: UnixMs) {
 
 fn set_telemetry(node: &Node, (sample_ms, batch_ms): (u32, u32)) {
     let mut live = node.live();
-    let Some(session) = &mut live.session else { return };
+    let Some(session) = &mut live.session else {
+        return;
+    };
     if session.known && session.sample_ms != sample_ms {
         // Not sent: the session ends, and the next one begins slowly.
-        let sent = session.link.send(Down::Telemetry { sample_ms, batch_ms });
-        session.sample_ms = if sent.is_ok() { sample_ms } else { session.sample_ms };
+        let sent = session.link.send(Down::Telemetry {
+            sample_ms,
+            batch_ms,
+        });
+        session.sample_ms = if sent.is_ok() {
+            sample_ms
+        } else {
+            session.sample_ms
+        };
     }
 }

@@ -14,12 +14,17 @@ pub(crate) fn view(core: &Core, node: &NodeId) -> Result<NodeView, Problem> {
 }
 
 pub(crate) fn views(core: &Core) -> Vec<NodeView> {
-    core.nodes.all().iter().map(|node| view_of(core, node)).collect()
+    core.nodes
+        .all()
+        .iter()
+        .map(|node| view_of(core, node))
+        .collect()
 }
 
 /// Tells who watches that a node changed.
 pub(crate) fn tell(core: &Core, node: &Node) {
-    core.events.tell(|| EventView::Node(Box::new(view_of(core, node))));
+    core.events
+        .tell(|| EventView::Node(Box::new(view_of(core, node))));
 }
 
 fn view_of(core: &Core, node: &Node) -> NodeView {

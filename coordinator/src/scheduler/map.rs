@@ -18,7 +18,11 @@ use crate::{
 
 /// Every node as a candidate. `slots`: whether what is placed takes one.
 pub(super) fn candidates(core: &Core, ledger: &Ledger, slots: bool) -> Vec<Candidate> {
-    core.nodes.all().iter().map(|node| candidate(node, ledger.total(&node.id), slots)).collect()
+    core.nodes
+        .all()
+        .iter()
+        .map(|node| candidate(node, ledger.total(&node.id), slots))
+        .collect()
 }
 
 fn candidate(node: &Node, allocated: Allocation, slots: bool) -> Candidate {
@@ -41,8 +45,15 @@ fn candidate(node: &Node, allocated: Allocation, slots: bool) -> Candidate {
             cpu_milli: capacity.cpu_milli,
             memory_bytes: capacity.memory_bytes,
             storage_bytes: capacity.storage_bytes,
-            slots: if slots { u64::from(capacity.tasks) } else { u64::MAX },
-            gpu: facts.capabilities.iter().any(|capability| capability == "gpu"),
+            slots: if slots {
+                u64::from(capacity.tasks)
+            } else {
+                u64::MAX
+            },
+            gpu: facts
+                .capabilities
+                .iter()
+                .any(|capability| capability == "gpu"),
         },
         allocated: Usage {
             cpu_milli: allocated.cpu_milli,
@@ -114,7 +125,9 @@ pub(crate) fn request(
 /// What a task asks for, and what is promised to it.
 pub(crate) fn task_request(spec: &TaskSpec, avoid: Option<&NodeId>) -> (Request, Allocation) {
     let mut request = request(&spec.placement, &spec.resources, "wasm");
-    request.capabilities.extend(spec.volumes.iter().map(|v| volume_capability(&v.name)));
+    request
+        .capabilities
+        .extend(spec.volumes.iter().map(|v| volume_capability(&v.name)));
     request.avoid = avoid.iter().map(ToString::to_string).collect();
     (request, amount(&spec.resources, 1))
 }
@@ -126,7 +139,11 @@ pub(crate) fn model_request(
     avoid: Option<&NodeId>,
 ) -> (Request, Allocation) {
     let mut request = request(&spec.placement, &spec.resources, "onnx");
-    request.avoid = others.iter().chain(avoid).map(ToString::to_string).collect();
+    request.avoid = others
+        .iter()
+        .chain(avoid)
+        .map(ToString::to_string)
+        .collect();
     let placed: BTreeMap<String, u32> = others.iter().map(|n| (n.to_string(), 1)).collect();
     request.spread = Some(Spread { key: None, placed });
     (request, amount(&spec.resources, 0))

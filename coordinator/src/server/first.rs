@@ -39,7 +39,11 @@ pub(super) async fn start(records: &Records, config: &Config) -> Result<First> {
     let now = UnixMs::now();
     let ca = match records.get::<MeshRecord>(MESH_KEY).await? {
         Some(record) => {
-            if let Some(wanted) = config.mesh.as_ref().filter(|wanted| **wanted != record.mesh) {
+            if let Some(wanted) = config
+                .mesh
+                .as_ref()
+                .filter(|wanted| **wanted != record.mesh)
+            {
                 bail!(
                     "this data directory is mesh `{}`'s, not `{wanted}`'s: a mesh keeps its name; \
                      choose another data_dir for another mesh",
@@ -58,7 +62,11 @@ pub(super) async fn start(records: &Records, config: &Config) -> Result<First> {
         // A token whose text is lost is worth nothing: a new one takes its place.
         reset_token(records, &config.data_dir).await?;
     }
-    Ok(First { ca, ca_path, token_path })
+    Ok(First {
+        ca,
+        ca_path,
+        token_path,
+    })
 }
 
 async fn create(records: &Records, config: &Config, now: UnixMs) -> Result<CertificateAuthority> {
@@ -66,7 +74,12 @@ async fn create(records: &Records, config: &Config, now: UnixMs) -> Result<Certi
     let mesh = config.mesh.clone().map_or_else(default, Ok)?;
     let ca = CertificateAuthority::create(&mesh, now)?;
     let (ca_pem, key_pem) = ca.to_pem();
-    let record = MeshRecord { mesh, ca_pem, key_pem: key_pem.to_string(), created: now };
+    let record = MeshRecord {
+        mesh,
+        ca_pem,
+        key_pem: key_pem.to_string(),
+        created: now,
+    };
     records.commit(Batch::new().put(MESH_KEY, &record)?).await?;
     tracing::info!(mesh = %record.mesh, "made the mesh's CA");
     Ok(ca)
@@ -85,7 +98,11 @@ pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let temp = path.with_extension(format!("{}.tmp", std::process::id()));
     let written = (|| {
         let _ = fs::remove_file(&temp);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temp)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temp)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temp, path)?;

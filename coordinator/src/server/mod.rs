@@ -14,7 +14,7 @@ use hop3_common::{
     chunks::BlobStore,
     id::UnixMs,
     identity::{CertificateAuthority, CoordinatorAddr, NodeKey, tls},
-    store::{LocalStore, MasterKey, Options},
+    store::{LocalStore, MasterKey, Options, crypt::Purpose},
 };
 use rustls::pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +44,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let began = Instant::now();
-    let (records, blobs) = open(&config).await?;
+    let (records, blobs, reset_key) = open(&config).await?;
     let first = first::start(&records, &config).await?;
     let settings = Settings {
         lost_after_ms: config.lost_after_ms,
@@ -61,13 +61,20 @@ pub async fn run(
     let api_tls = tls::api_server(own.chain(&first.ca), own.key.to_tls())?;
     let mesh_tls = own.mesh_tls(&first.ca)?;
     let core = Core::open(records, blobs, first.ca, settings).await?;
-    let mesh = Mesh::bind(mesh::Options::new(config.mesh_listen, mesh_tls), core.clone())?;
+    let mut options = mesh::Options::new(config.mesh_listen, mesh_tls);
+    options.reset_key = Some(reset_key);
+    let mesh = Mesh::bind(options, core.clone())?;
     let mesh_address = mesh.local_addr().context("the mesh's socket")?;
     core.set_advertised(advertised(&config.advertise, mesh_address));
 
     let handle = mesh.handle();
     let mesh = tokio::spawn(mesh.run(shutdown.clone()));
-    let api = tokio::spawn(api::serve(core.clone(), api_listener, api_tls, shutdown.clone()));
+    let api = tokio::spawn(api::serve(
+        core.clone(),
+        api_listener,
+        api_tls,
+        shutdown.clone(),
+    ));
     let sweep = tokio::spawn({
         let (core, shutdown) = (core.clone(), shutdown.clone());
         async move { core.sweep(shutdown).await }
@@ -109,21 +116,29 @@ pub async fn run(
 /// # Errors
 /// [`hop3_common::store::Error::InUse`] while it runs; storage; the file system.
 pub async fn reset(config: &Config) -> Result<std::path::PathBuf> {
-    let (records, _) = open(config).await?;
+    let (records, ..) = open(config).await?;
     first::reset_token(&records, &config.data_dir).await
 }
 
-async fn open(config: &Config) -> Result<(Records, Arc<BlobStore>)> {
+/// Records, blobs, and the key of the mesh's stateless resets.
+async fn open(config: &Config) -> Result<(Records, Arc<BlobStore>, [u8; 32])> {
     let (dir, key_file) = (config.data_dir.clone(), config.key_file.clone());
     let opened = tokio::task::spawn_blocking(move || {
         let key = MasterKey::load_or_create(&key_file)?;
-        let options = Options { cache_bytes: STORE_CACHE_BYTES, ..Options::default() };
+        let options = Options {
+            cache_bytes: STORE_CACHE_BYTES,
+            ..Options::default()
+        };
         let (store, recovery) = LocalStore::open(&dir.join("store"), &key, options)?;
         let blobs = BlobStore::open(&dir.join("blobs"), &key)?;
         tracing::info!(revision = %recovery.revision, index = ?recovery.index, "store opened");
-        anyhow::Ok((Records::new(Arc::new(store)), Arc::new(blobs)))
+        let reset_key = *key.subkey(Purpose::MeshReset);
+        anyhow::Ok((Records::new(Arc::new(store)), Arc::new(blobs), reset_key))
     });
-    opened.await.context("opening the store")?.context("cannot open the store")
+    opened
+        .await
+        .context("opening the store")?
+        .context("cannot open the store")
 }
 
 /// The coordinator's own key and certificate, new at each start.
@@ -136,7 +151,10 @@ impl Own {
     fn issue(ca: &CertificateAuthority, names: &[ServerName<'_>], now: UnixMs) -> Result<Self> {
         let key = NodeKey::generate()?;
         let issued = ca.issue_coordinator(names, &key.public_key(), now, OWN_CERTIFICATE_TTL_S)?;
-        Ok(Self { key, certificate: issued.der })
+        Ok(Self {
+            key,
+            certificate: issued.der,
+        })
     }
 
     fn chain(&self, ca: &CertificateAuthority) -> Vec<rustls::pki_types::CertificateDer<'static>> {
@@ -145,7 +163,12 @@ impl Own {
 
     fn mesh_tls(&self, ca: &CertificateAuthority) -> Result<rustls::ServerConfig> {
         let time = tls::TlsTime::new(UnixMs::now);
-        Ok(tls::mesh_server(ca.certificate(), self.certificate.clone(), &self.key, time)?)
+        Ok(tls::mesh_server(
+            ca.certificate(),
+            self.certificate.clone(),
+            &self.key,
+            time,
+        )?)
     }
 }
 
@@ -177,12 +200,19 @@ async fn renew_own(
 /// configured.
 fn api_names(config: &Config, listen: IpAddr) -> Vec<ServerName<'static>> {
     let local = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-    let shown = [listen].into_iter().filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
+    let shown = [listen]
+        .into_iter()
+        .filter(|ip| !ip.is_unspecified())
+        .map(|ip| ip.to_string());
     let outward = outward_ip().map(|ip| ip.to_string());
-    let hosts = config.advertise.iter().map(|advertised| advertised.host.clone());
+    let hosts = config
+        .advertise
+        .iter()
+        .map(|advertised| advertised.host.clone());
     let all = local.into_iter().chain(shown).chain(outward).chain(hosts);
-    let mut names: Vec<ServerName<'static>> =
-        all.filter_map(|name| ServerName::try_from(name).ok()).collect();
+    let mut names: Vec<ServerName<'static>> = all
+        .filter_map(|name| ServerName::try_from(name).ok())
+        .collect();
     names.extend(config.api_names.iter().cloned());
     let mut unique: Vec<ServerName<'static>> = Vec::new();
     for name in names {
@@ -198,11 +228,20 @@ fn api_names(config: &Config, listen: IpAddr) -> Vec<ServerName<'static>> {
 fn advertised(configured: &[Advertised], mesh: SocketAddr) -> Vec<CoordinatorAddr> {
     let port = mesh.port();
     if !configured.is_empty() {
-        return configured.iter().filter_map(|advertised| advertised.address(port)).collect();
+        return configured
+            .iter()
+            .filter_map(|advertised| advertised.address(port))
+            .collect();
     }
     let ip = Some(mesh.ip()).filter(|ip| !ip.is_unspecified());
-    let ip = ip.or_else(outward_ip).unwrap_or(IpAddr::from([127, 0, 0, 1]));
-    SocketAddr::new(ip, port).to_string().parse().into_iter().collect()
+    let ip = ip
+        .or_else(outward_ip)
+        .unwrap_or(IpAddr::from([127, 0, 0, 1]));
+    SocketAddr::new(ip, port)
+        .to_string()
+        .parse()
+        .into_iter()
+        .collect()
 }
 
 /// The source address of packets to the outside. Sends none.

@@ -25,8 +25,12 @@ impl ReadyFile {
     pub(super) fn publish(&self, path: Option<&Path>) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
         let absolute = |path: &Path| std::path::absolute(path);
-        let whole =
-            Self { ca: absolute(&self.ca)?, token: absolute(&self.token)?, api: self.api.clone(), ..*self };
+        let whole = Self {
+            ca: absolute(&self.ca)?,
+            token: absolute(&self.token)?,
+            api: self.api.clone(),
+            ..*self
+        };
         write(path, serde_json::to_string(&whole)?.as_bytes(), 0o644)
     }
 }

@@ -20,11 +20,7 @@ use super::{
     view_of,
 };
 use crate::{
-    Core, artifacts,
-    decisions::Decision,
-    reconcile::instance_on,
-    records::Batch,
-    registry::Node,
+    Core, artifacts, decisions::Decision, reconcile::instance_on, records::Batch, registry::Node,
     scheduler,
 };
 
@@ -62,7 +58,10 @@ pub(super) async fn step(
         return Ok(None);
     };
     let decision = decision(before, &step);
-    let after = Task { body: before.body.clone(), state: step.state };
+    let after = Task {
+        body: before.body.clone(),
+        state: step.state,
+    };
     let mut batch = update(batch, &after)?;
     if let Some(decision) = decision {
         batch = core.decisions.record(batch, decision, now)?;
@@ -77,8 +76,15 @@ pub(super) async fn step(
 /// Shows what was committed and gives back the room of an owner that it left. Under the task's
 /// lock: the next placement may take the same room.
 fn show(core: &Core, before: &Task, after: Task) -> Arc<Task> {
-    if let Some(node) = before.state.node.as_ref().filter(|node| !after.state.is_on(node)) {
-        core.nodes.ledger().release(node, &InstanceId::task(&after.body.id));
+    if let Some(node) = before
+        .state
+        .node
+        .as_ref()
+        .filter(|node| !after.state.is_on(node))
+    {
+        core.nodes
+            .ledger()
+            .release(node, &InstanceId::task(&after.body.id));
     }
     core.tasks.show(after)
 }
@@ -87,7 +93,10 @@ fn show(core: &Core, before: &Task, after: Task) -> Arc<Task> {
 pub(super) fn act(core: &Core, before: &Task, after: &Task) {
     let instance = InstanceId::task(&after.body.id);
     let (was, is) = (&before.state, &after.state);
-    let left = was.node.as_ref().filter(|node| !is.is_on(node) && was.is_on(node));
+    let left = was
+        .node
+        .as_ref()
+        .filter(|node| !is.is_on(node) && was.is_on(node));
     if let Some(node) = left {
         instance_on(core, node, &instance);
     }
@@ -98,19 +107,26 @@ pub(super) fn act(core: &Core, before: &Task, after: &Task) {
         instance_on(core, node, &instance);
     }
     tracing::info!(task = %after.body.id, phase = ?is.phase, epoch = %is.epoch, "{}", is.reason);
-    core.events.tell(|| EventView::Task(Box::new(view_of(after))));
+    core.events
+        .tell(|| EventView::Task(Box::new(view_of(after))));
 }
 
 /// Finds a node for a pending task. Commits the choice with its record.
 /// Whether it has one now.
 async fn place(core: &Core, id: &TaskId) -> Result<bool, Problem> {
     let lock = core.locks.of("task", id.as_str()).await;
-    let Some(before) = core.tasks.get(id) else { return Ok(true) };
+    let Some(before) = core.tasks.get(id) else {
+        return Ok(true);
+    };
     let now = UnixMs::now();
-    let Some((after, decision)) = placed(core, &before, now)? else { return Ok(false) };
+    let Some((after, decision)) = placed(core, &before, now)? else {
+        return Ok(false);
+    };
     let committed = async {
         let batch = update(Batch::new(), &after)?;
-        core.records.commit(core.decisions.record(batch, decision, now)?).await
+        core.records
+            .commit(core.decisions.record(batch, decision, now)?)
+            .await
     };
     if let Err(problem) = committed.await {
         release(core, &after);
@@ -142,16 +158,25 @@ pub(super) fn placed(
         Some(node) => Event::Placed { node, reason },
         None => Event::Unplaceable { reason },
     };
-    let Some(step) = task.state.step(spec.retry, event, now) else { return Ok(None) };
-    let Some(decision) = decision(task, &step) else { return Ok(None) };
-    let after = Task { body: task.body.clone(), state: step.state };
+    let Some(step) = task.state.step(spec.retry, event, now) else {
+        return Ok(None);
+    };
+    let Some(decision) = decision(task, &step) else {
+        return Ok(None);
+    };
+    let after = Task {
+        body: task.body.clone(),
+        state: step.state,
+    };
     Ok(Some((after, decision.by(Some(placement)))))
 }
 
 /// Gives back what a placement that was not committed had reserved.
 pub(super) fn release(core: &Core, task: &Task) {
     if let Some(node) = &task.state.node {
-        core.nodes.ledger().release(node, &InstanceId::task(&task.body.id));
+        core.nodes
+            .ledger()
+            .release(node, &InstanceId::task(&task.body.id));
     }
 }
 
@@ -174,7 +199,12 @@ pub(crate) async fn place_left_over(core: &Core) {
 async fn try_pending(core: &Core, misses_max: usize) -> bool {
     let pending: Vec<TaskId> = {
         let index = core.tasks.read();
-        index.pending.iter().take(PLACED_AT_ONCE_MAX).map(|(_, id)| id.clone()).collect()
+        index
+            .pending
+            .iter()
+            .take(PLACED_AT_ONCE_MAX)
+            .map(|(_, id)| id.clone())
+            .collect()
     };
     let mut misses = 0;
     let all = pending.len() < PLACED_AT_ONCE_MAX;
@@ -203,7 +233,11 @@ pub(crate) async fn reported(
     batch: Batch,
 ) -> Result<(), Problem> {
     let Report { token, event, .. } = report;
-    let event = Event::Report { node: node.id.clone(), token, event };
+    let event = Event::Report {
+        node: node.id.clone(),
+        token,
+        event,
+    };
     let after = step(core, id, event, batch).await?;
     match after {
         Some(after) if after.state.phase == hop3_common::api::TaskPhase::Pending => {
@@ -257,7 +291,10 @@ pub(crate) async fn nodes_lost(core: &Core, now: UnixMs) {
     }
     for (node, since) in &lost {
         let why = format!("disconnected since {}", clock(*since));
-        let event = || Event::NodeLost { node: node.id.clone(), why: why.clone() };
+        let event = || Event::NodeLost {
+            node: node.id.clone(),
+            why: why.clone(),
+        };
         each_on(core, &node.id, event).await;
     }
     if !lost.is_empty() {
@@ -279,7 +316,10 @@ pub(crate) fn clock(at: UnixMs) -> String {
 /// The node holds a newer epoch than the record (which was restored from a backup): it is taken
 /// over, so that the node is heard again.
 pub(crate) async fn held_newer(core: &Core, node: &NodeId, id: &TaskId, epoch: Epoch) {
-    let event = Event::Held { node: node.clone(), epoch };
+    let event = Event::Held {
+        node: node.clone(),
+        epoch,
+    };
     if let Err(problem) = step(core, id, event, Batch::new()).await {
         tracing::warn!(task = %id, %problem, "not recorded");
     }
@@ -288,7 +328,9 @@ pub(crate) async fn held_newer(core: &Core, node: &NodeId, id: &TaskId, epoch: E
 /// What is wanted of a task on `node`: its epoch, and whether it shall end.
 pub(crate) fn desired(core: &Core, node: &NodeId, id: &TaskId) -> Option<(Epoch, bool)> {
     let task = core.tasks.get(id)?;
-    task.state.is_on(node).then_some((task.state.epoch, task.state.cancel))
+    task.state
+        .is_on(node)
+        .then_some((task.state.epoch, task.state.cancel))
 }
 
 /// What a node needs to run the task.
@@ -297,9 +339,10 @@ pub(crate) fn work(core: &Core, id: &TaskId) -> Option<TaskWork> {
     let (body, spec) = (&task.body, &task.body.spec);
     let stdin = match &spec.stdin {
         Stdin::Empty => StdinSource::Empty,
-        Stdin::Artifact(digest) => {
-            StdinSource::Blob { digest: *digest, bytes: body.stdin_bytes }
-        }
+        Stdin::Artifact(digest) => StdinSource::Blob {
+            digest: *digest,
+            bytes: body.stdin_bytes,
+        },
         Stdin::Attached => StdinSource::Attached,
     };
     Some(TaskWork {
@@ -326,7 +369,12 @@ pub(crate) fn reserve_all(core: &Core) {
     let mut ledger = core.nodes.ledger();
     for task in tasks {
         let (_, amount): (_, Allocation) = scheduler::task_request(&task.body.spec, None);
-        if let Some(node) = task.state.node.as_ref().filter(|node| task.state.is_on(node)) {
+        if let Some(node) = task
+            .state
+            .node
+            .as_ref()
+            .filter(|node| task.state.is_on(node))
+        {
             ledger.reserve(node, &InstanceId::task(&task.body.id), amount);
         }
     }
@@ -356,4 +404,3 @@ pub(crate) async fn expire(core: &Core, now: UnixMs) -> Result<(), Problem> {
         expired.iter().for_each(|task| core.tasks.drop_shown(task));
     }
 }
-

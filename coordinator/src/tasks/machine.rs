@@ -138,7 +138,10 @@ impl TaskState {
     /// Its newest run.
     #[must_use]
     pub fn token(&self) -> Token {
-        self.fence.newest().max(Token { epoch: self.epoch, ..Token::default() })
+        self.fence.newest().max(Token {
+            epoch: self.epoch,
+            ..Token::default()
+        })
     }
 
     /// Whether `node` owns it now.
@@ -183,21 +186,37 @@ impl TaskState {
             reason: format!("assigned to {node}"),
             node: Some(node),
             epoch,
-            fence: Fence::at(Token { epoch, ..Token::default() }),
+            fence: Fence::at(Token {
+                epoch,
+                ..Token::default()
+            }),
             placements: self.placements + 1,
             avoid: None,
             ..self.clone()
         };
-        let action = if self.placements == 0 { "place" } else { "retry" };
-        Some(Step { state, decision: Some((action, reason)) })
+        let action = if self.placements == 0 {
+            "place"
+        } else {
+            "retry"
+        };
+        Some(Step {
+            state,
+            decision: Some((action, reason)),
+        })
     }
 
     fn unplaceable(&self, reason: String) -> Option<Step> {
         if self.phase != TaskPhase::Pending || self.reason == reason {
             return None;
         }
-        let state = Self { reason: reason.clone(), ..self.clone() };
-        Some(Step { state, decision: Some(("wait", reason)) })
+        let state = Self {
+            reason: reason.clone(),
+            ..self.clone()
+        };
+        Some(Step {
+            state,
+            decision: Some(("wait", reason)),
+        })
     }
 
     fn reported(
@@ -215,16 +234,22 @@ impl TaskState {
         if !heard {
             return None;
         }
-        let heard = Self { fence, ..self.clone() };
+        let heard = Self {
+            fence,
+            ..self.clone()
+        };
         match event {
-            wire::Event::Started { fetch_us, load_us } => {
-                heard.began(node, (fetch_us, load_us), now).filter(|step| step.state != *self)
-            }
+            wire::Event::Started { fetch_us, load_us } => heard
+                .began(node, (fetch_us, load_us), now)
+                .filter(|step| step.state != *self),
             wire::Event::TaskEnded(result) => heard.ended(retry, *result, now),
             wire::Event::Failed(problem) => heard.failed(retry, node, problem, now),
-            wire::Event::Stopped if self.cancel => {
-                Some(heard.close(End::Cancelled, TaskPhase::Cancelled, "cancelled".into(), now))
-            }
+            wire::Event::Stopped if self.cancel => Some(heard.close(
+                End::Cancelled,
+                TaskPhase::Cancelled,
+                "cancelled".into(),
+                now,
+            )),
             wire::Event::Stopped => {
                 heard.lost(retry, format!("it was stopped on {node}"), true, now)
             }
@@ -236,12 +261,19 @@ impl TaskState {
     fn began(&self, node: &NodeId, prepare_us: (u64, u64), now: UnixMs) -> Option<Step> {
         let state = Self {
             phase: TaskPhase::Running,
-            reason: if self.cancel { self.reason.clone() } else { format!("running on {node}") },
+            reason: if self.cancel {
+                self.reason.clone()
+            } else {
+                format!("running on {node}")
+            },
             started: self.started.or(Some(now)),
             prepare_us: Some(prepare_us),
             ..self.clone()
         };
-        Some(Step { state, decision: None })
+        Some(Step {
+            state,
+            decision: None,
+        })
     }
 
     fn ended(&self, retry: Retry, result: TaskResult, now: UnixMs) -> Option<Step> {
@@ -266,7 +298,10 @@ impl TaskState {
             result: Some(result),
             ..self.clone()
         };
-        Some(Step { state, decision: None })
+        Some(Step {
+            state,
+            decision: None,
+        })
     }
 
     fn failed(&self, retry: Retry, node: &NodeId, problem: Problem, now: UnixMs) -> Option<Step> {
@@ -281,9 +316,11 @@ impl TaskState {
         match problem.code {
             Code::TaskLost => self.lost(retry, problem.message, true, now),
             // Refused before it ran, so another place cannot run it twice.
-            Code::Busy if self.started.is_none() => {
-                Some(self.again(Some(node.clone()), format!("{node} was busy: {problem}"), now))
-            }
+            Code::Busy if self.started.is_none() => Some(self.again(
+                Some(node.clone()),
+                format!("{node} was busy: {problem}"),
+                now,
+            )),
             _ => {
                 let reason = problem.to_string();
                 Some(self.close(End::Failed(problem), TaskPhase::Failed, reason, now))
@@ -305,8 +342,15 @@ impl TaskState {
             return None;
         }
         let reason = format!("cancelling on {node}");
-        let state = Self { cancel: true, reason, ..self.clone() };
-        Some(Step { state, decision: Some(("stop", "asked for by a user".into())) })
+        let state = Self {
+            cancel: true,
+            reason,
+            ..self.clone()
+        };
+        Some(Step {
+            state,
+            decision: Some(("stop", "asked for by a user".into())),
+        })
     }
 
     /// Its run is lost. `for_good`: it will not come back by itself.
@@ -325,8 +369,14 @@ impl TaskState {
             }
             Retry::Never if self.reason == why => None,
             Retry::Never => {
-                let state = Self { reason: why.clone(), ..self.clone() };
-                Some(Step { state, decision: Some(("lost", why)) })
+                let state = Self {
+                    reason: why.clone(),
+                    ..self.clone()
+                };
+                Some(Step {
+                    state,
+                    decision: Some(("lost", why)),
+                })
             }
         }
     }
@@ -340,8 +390,17 @@ impl TaskState {
         }
         let reason = format!("to be placed again: {why}");
         let phase = TaskPhase::Pending;
-        let state = Self { phase, reason, node: None, avoid, ..self.clone() };
-        Step { state, decision: Some(("lost", why)) }
+        let state = Self {
+            phase,
+            reason,
+            node: None,
+            avoid,
+            ..self.clone()
+        };
+        Step {
+            state,
+            decision: Some(("lost", why)),
+        }
     }
 
     fn back(&self, node: &NodeId) -> Option<Step> {
@@ -353,22 +412,46 @@ impl TaskState {
         if self.reason == reason {
             return None;
         }
-        Some(Step { state: Self { reason, ..self.clone() }, decision: None })
+        Some(Step {
+            state: Self {
+                reason,
+                ..self.clone()
+            },
+            decision: None,
+        })
     }
 
     fn adopt(&self, epoch: Epoch) -> Option<Step> {
         if epoch <= self.epoch {
             return None;
         }
-        let why = format!("its node holds epoch {epoch}, the record had {}", self.epoch);
-        let fence = Fence::at(Token { epoch, ..Token::default() });
-        let state = Self { epoch, fence, ..self.clone() };
-        Some(Step { state, decision: Some(("adopt", why)) })
+        let why = format!(
+            "its node holds epoch {epoch}, the record had {}",
+            self.epoch
+        );
+        let fence = Fence::at(Token {
+            epoch,
+            ..Token::default()
+        });
+        let state = Self {
+            epoch,
+            fence,
+            ..self.clone()
+        };
+        Some(Step {
+            state,
+            decision: Some(("adopt", why)),
+        })
     }
 
     fn close(&self, end: End, phase: TaskPhase, reason: String, now: UnixMs) -> Step {
         let usage = wire::Usage::default();
-        let result = TaskResult { end, usage, stdout: None, stderr: None };
+        let result = TaskResult {
+            end,
+            usage,
+            stdout: None,
+            stderr: None,
+        };
         let decision = (phase == TaskPhase::Cancelled).then(|| ("stop", reason.clone()));
         let state = Self {
             phase,

@@ -16,8 +16,8 @@ use std::pin::Pin;
 use tokio::io::AsyncRead;
 
 pub(crate) use life::{
-    changed, clock, desired, expire, held_newer, node_back, node_removed, nodes_lost, place_left_over, place_pending,
-    reported, reserve_all, work,
+    changed, clock, desired, expire, held_newer, node_back, node_removed, nodes_lost,
+    place_left_over, place_pending, reported, reserve_all, work,
 };
 pub use machine::{Event, PLACEMENTS_MAX, Step, TaskState};
 pub(crate) use output::output;

@@ -37,12 +37,21 @@ pub(crate) async fn output(
         match task.state.phase {
             phase if phase.is_final() => return kept(core, &task, channel, offset).await,
             TaskPhase::Running => {
-                let node = task.state.node.as_ref().and_then(|node| core.nodes.get(node));
+                let node = task
+                    .state
+                    .node
+                    .as_ref()
+                    .and_then(|node| core.nodes.get(node));
                 if let Some(link) = node.and_then(|node| node.link()) {
-                    return link.logs(InstanceId::task(id), channel, offset, follow).await;
+                    return link
+                        .logs(InstanceId::task(id), channel, offset, follow)
+                        .await;
                 }
                 if !follow {
-                    return Err(Problem::new(Code::NodeUnreachable, task.state.reason.clone()));
+                    return Err(Problem::new(
+                        Code::NodeUnreachable,
+                        task.state.reason.clone(),
+                    ));
                 }
             }
             _ if !follow => return Ok(Box::pin(tokio::io::empty())),

@@ -34,7 +34,8 @@ pub(crate) fn check_placement(core: &Core, placement: &Placement) -> Result<(), 
 
 fn check(core: &Core, request: &TaskRequest) -> Result<(), Problem> {
     let spec = &request.spec;
-    spec.check().map_err(|invalid| Problem::new(Code::InvalidField, invalid.to_string()))?;
+    spec.check()
+        .map_err(|invalid| Problem::new(Code::InvalidField, invalid.to_string()))?;
     check_placement(core, &spec.placement)?;
     if let Some(name) = &request.name
         && (name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control))
@@ -72,8 +73,12 @@ fn body(core: &Core, id: TaskId, request: TaskRequest, now: UnixMs) -> Result<Ta
 
 /// `argv[0]`: the module's name, however it was referred to.
 fn program_of(spec: &TaskSpec, names: &[String]) -> String {
-    let by_name = names.iter().any(|name| *name == spec.module);
-    let name = if by_name { Some(&spec.module) } else { names.last() };
+    let by_name = names.contains(&spec.module);
+    let name = if by_name {
+        Some(&spec.module)
+    } else {
+        names.last()
+    };
     name.map_or_else(|| spec.module.chars().take(19).collect(), Clone::clone)
 }
 
@@ -86,7 +91,10 @@ pub(crate) async fn submit(core: &Core, request: TaskRequest) -> Result<TaskView
     let id = TaskId::from_random(rand::random());
     let lock = core.locks.of("task", id.as_str()).await;
     let body = Arc::new(body(core, id, request, now)?);
-    let new = Task { body, state: TaskState::new() };
+    let new = Task {
+        body,
+        state: TaskState::new(),
+    };
     let (after, decision) = match placed(core, &new, now)? {
         Some((after, decision)) => (after, Some(decision)),
         None => (new.clone(), None),
@@ -118,11 +126,16 @@ pub(crate) async fn cancel(core: &Core, id: &TaskId) -> Result<TaskView, Problem
     if task.state.phase.is_final() {
         return Err(ended(&task));
     }
-    let node = task.state.node.as_ref().and_then(|node| core.nodes.get(node));
+    let node = task
+        .state
+        .node
+        .as_ref()
+        .and_then(|node| core.nodes.get(node));
     let reachable = node.is_some_and(|node| node.link().is_some());
     step(core, id, Event::Cancel { reachable }, Batch::new()).await?;
     let task = find(core, id.as_str())?;
-    core.events.tell(|| EventView::Task(Box::new(view_of(&task))));
+    core.events
+        .tell(|| EventView::Task(Box::new(view_of(&task))));
     if task.state.phase.is_final() {
         super::place_pending(core).await;
     }
@@ -133,7 +146,11 @@ pub(crate) async fn cancel(core: &Core, id: &TaskId) -> Result<TaskView, Problem
 pub(crate) fn artifacts_used(core: &Core) -> BTreeMap<hop3_common::id::Digest, Vec<String>> {
     let mut used: BTreeMap<_, Vec<String>> = BTreeMap::new();
     let index = core.tasks.read();
-    for task in index.by_id.values().filter(|task| !task.state.phase.is_final()) {
+    for task in index
+        .by_id
+        .values()
+        .filter(|task| !task.state.phase.is_final())
+    {
         let by = || format!("task/{}", task.body.id);
         used.entry(task.body.module).or_default().push(by());
         if let Stdin::Artifact(digest) = &task.body.spec.stdin {

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicBool,
-    },
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicBool},
 };
 
 use hop3_common::{
@@ -86,14 +84,23 @@ impl Tasks {
         }
         let mut index = Index::default();
         for (id, TaskStateRecord(state)) in records.all::<TaskStateRecord>().await? {
-            let body = parts.get(&id).and_then(|bytes| postcard::from_bytes(bytes).ok());
+            let body = parts
+                .get(&id)
+                .and_then(|bytes| postcard::from_bytes(bytes).ok());
             let body: TaskBody = body.ok_or_else(|| {
                 let message = format!("the record of task `{id}` is incomplete; restore a backup");
                 Problem::new(Code::Storage, message)
             })?;
-            index.insert(Arc::new(Task { body: Arc::new(body), state }));
+            index.insert(Arc::new(Task {
+                body: Arc::new(body),
+                state,
+            }));
         }
-        Ok(Self { index: RwLock::new(index), changes: watch::Sender::new(0), left_over: AtomicBool::new(true) })
+        Ok(Self {
+            index: RwLock::new(index),
+            changes: watch::Sender::new(0),
+            left_over: AtomicBool::new(true),
+        })
     }
 
     /// Reads the index. Never held across an await, nor while any other lock is taken.
@@ -123,7 +130,8 @@ impl Tasks {
 
     /// Wakes those who wait for a change of any task or node.
     pub(crate) fn notify(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -133,8 +141,9 @@ impl Tasks {
 
 /// The records of a new task, in its batch.
 pub(crate) fn create(mut batch: Batch, task: &Task) -> Result<Batch, Problem> {
-    let bytes = postcard::to_allocvec(&*task.body)
-        .map_err(|error| Problem::new(Code::Internal, format!("a task does not encode: {error}")))?;
+    let bytes = postcard::to_allocvec(&*task.body).map_err(|error| {
+        Problem::new(Code::Internal, format!("a task does not encode: {error}"))
+    })?;
     if bytes.len() > PART_BYTES * PARTS_MAX {
         let message = format!(
             "`spec` has {} bytes encoded, at most {} are kept: pass bulk as input",

@@ -38,7 +38,9 @@ pub(crate) fn find(core: &Core, reference: &str) -> Result<Arc<Task>, Problem> {
         .range(start..)
         .take_while(|(id, _)| id.as_str().starts_with(reference))
         .map(|(_, task)| task.clone());
-    let first = matches.next().filter(|_| reference.len() >= PREFIX_CHARS_MIN);
+    let first = matches
+        .next()
+        .filter(|_| reference.len() >= PREFIX_CHARS_MIN);
     match (first, matches.count()) {
         (Some(task), 0) => Ok(task),
         (Some(_), more) => {
@@ -74,18 +76,37 @@ pub(crate) fn view_of(task: &Task) -> TaskView {
 
 /// A page of tasks, newest first.
 pub(crate) fn list(core: &Core, filter: &TaskFilter) -> Result<Page<TaskView>, Problem> {
-    let limit = filter.limit.unwrap_or(PAGE_ITEMS_MAX).clamp(1, PAGE_ITEMS_MAX);
-    let after = filter.after.as_deref().map(|after| find(core, after)).transpose()?;
+    let limit = filter
+        .limit
+        .unwrap_or(PAGE_ITEMS_MAX)
+        .clamp(1, PAGE_ITEMS_MAX);
+    let after = filter
+        .after
+        .as_deref()
+        .map(|after| find(core, after))
+        .transpose()?;
     let index = core.tasks.read();
     let all = match &after {
-        Some(task) => index.by_time.range(..(task.body.created, task.body.id.clone())),
+        Some(task) => index
+            .by_time
+            .range(..(task.body.created, task.body.id.clone())),
         None => index.by_time.range(..),
     };
     let wanted = |task: &Arc<Task>| filter.phase.is_none_or(|phase| task.state.phase == phase);
-    let mut found = all.rev().filter_map(|(_, id)| index.by_id.get(id)).filter(|t| wanted(t));
-    let items: Vec<TaskView> = found.by_ref().take(limit).map(|task| view_of(task)).collect();
+    let mut found = all
+        .rev()
+        .filter_map(|(_, id)| index.by_id.get(id))
+        .filter(|t| wanted(t));
+    let items: Vec<TaskView> = found
+        .by_ref()
+        .take(limit)
+        .map(|task| view_of(task))
+        .collect();
     let more = found.next().is_some();
-    let next = items.last().filter(|_| more).map(|task| task.id.to_string());
+    let next = items
+        .last()
+        .filter(|_| more)
+        .map(|task| task.id.to_string());
     Ok(Page { items, next })
 }
 

@@ -16,6 +16,7 @@ mod admit;
 mod backend;
 mod backoff;
 mod child;
+mod dequantize;
 mod error;
 pub mod guard;
 mod host;

@@ -17,7 +17,7 @@ use tract_onnx::{
     },
 };
 
-use super::{Backend, Facts, ModelError, Outcome, Session, admit, error::reason};
+use super::{Backend, Facts, ModelError, Outcome, Session, admit, dequantize, error::reason};
 
 type Plan = Arc<tract::TypedRunnableModel>;
 
@@ -62,7 +62,7 @@ impl Tract {
 
 impl Backend for Tract {
     fn load(&self, model: Vec<u8>, specs: &[TensorSpec]) -> Result<Box<dyn Session>, ModelError> {
-        let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+        let onnx = dequantize::install(tract_onnx::onnx()).with_ignore_value_info(true);
         let proto = admit::decode(&onnx, &model)?;
         drop(model);
         let graph = proto

@@ -400,6 +400,8 @@ async fn start_agent(
         write_private(&enrolled, "")?;
     }
     let mut config = toml::Table::new();
+    // On one machine a lost session should show at once.
+    config.insert("keep_alive".to_owned(), "1s".into());
     config.insert("volumes".to_owned(), volumes.clone().into());
     let config_file = layout.path(&format!("{name}.toml"));
     write_private(&config_file, &toml::to_string(&config)?)?;

@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::StreamExt as _;
 use hop3_common::{
-    api::{ArtifactKind, ArtifactView, Explanation, Page, TaskPhase, TaskRequest, TaskView},
-    codes::Code,
+    api::{ArtifactKind, ArtifactView, Explanation, Page, ProblemDetails, TaskPhase, TaskRequest, TaskView},
+    codes::{Code, Problem},
     id::UnixMs,
     spec::{
         Invalid, Limits, Placement, Resource, Resources, Retry, Stdin, TaskSpec, VolumeGrant,
@@ -25,7 +25,7 @@ use crate::{
     EXIT_FAILED, EXIT_OK,
     args::{Format, Run, Submit, TaskCommand, Where, output_channel},
     attach::{self, NoModule},
-    client::{Client, code_of, segment},
+    client::{Client, Refused, code_of, segment},
     output::{self, ago, facts, micros, table},
     upload,
 };
@@ -178,6 +178,15 @@ async fn run_attached(client: &Client, args: &Run) -> Result<u8> {
     let view: TaskView = client
         .post("/v1/tasks", &TaskRequest { name, spec })
         .await?;
+    if view.phase == TaskPhase::Pending {
+        if !args.wait {
+            let cancel = format!("{}/cancel", path(view.id.as_str()));
+            let _: TaskView = client.post(&cancel, &()).await?;
+            let problem = Problem::new(Code::Unplaceable, view.reason);
+            return Err(Refused(ProblemDetails::of(&problem, None)).into());
+        }
+        output::note(&format!("waiting: {}", view.reason));
+    }
     let ended = attach::run(client, &view.id, args.input.as_deref(), args.verbose).await?;
     if args.verbose {
         tell(client, &view, &ended.usage).await;

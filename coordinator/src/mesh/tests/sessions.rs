@@ -253,6 +253,29 @@ async fn revocation_ends_a_live_session_at_once() {
 }
 
 #[tokio::test]
+async fn what_the_brain_has_begun_ends_and_nothing_begins_after_a_close() {
+    let world = World::start().await;
+    let mut agent = world.agent("a").await;
+    let permits = world.brain.durable.available_permits();
+    assert_eq!(world.brain.durable.forget_permits(permits), permits);
+    let mut both = bytes::BytesMut::new();
+    for seq in 1..=2 {
+        hop3_common::wire::frame::encode(&report(seq), 1 << 16, &mut both).unwrap();
+    }
+    agent.send.write_all(&both).await.unwrap();
+    eventually("the first is being taken", || {
+        (*world.brain.begun.lock().unwrap() == 1).then_some(())
+    })
+    .await;
+    world.link("a").close(close::REVOKED, "revoked");
+    assert_eq!(close_code(&agent.connection).await, u64::from(close::REVOKED));
+    assert!(world.brain.seen.lock().unwrap().gone.is_empty(), "abandoned");
+    world.brain.durable.add_permits(9);
+    assert_eq!(world.gone("a", 0).await, "revoked");
+    assert_eq!(world.brain.seen.lock().unwrap().reports, [(node("a"), 1)]);
+}
+
+#[tokio::test]
 async fn a_restart_is_announced_to_all_and_smeared() {
     let world = World::start().await;
     let mut agents = Vec::new();

@@ -31,116 +31,258 @@ pub(crate) struct Entry {
     pub(crate) how: &'static str,
 }
 
-const fn entry(
-    name: &'static str,
-    unit: &'static str,
-    better: Better,
-    bar: Option<f64>,
-    against: &'static str,
-    how: &'static str,
-) -> Entry {
-    Entry { name, unit, better, bar, against, how }
+impl Entry {
+    const fn new(
+        better: Better,
+        name: &'static str,
+        unit: &'static str,
+        how: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            unit,
+            better,
+            bar: None,
+            against: "",
+            how,
+        }
+    }
+
+    const fn bar(self, bar: f64) -> Self {
+        Self {
+            bar: Some(bar),
+            against: "bar",
+            ..self
+        }
+    }
+
+    const fn against(self, against: &'static str) -> Self {
+        Self { against, ..self }
+    }
 }
 
-use Better::{Less, More, Neither};
+const fn less(name: &'static str, unit: &'static str, how: &'static str) -> Entry {
+    Entry::new(Better::Less, name, unit, how)
+}
+
+const fn more(name: &'static str, unit: &'static str, how: &'static str) -> Entry {
+    Entry::new(Better::More, name, unit, how)
+}
+
+const fn plain(name: &'static str, unit: &'static str, how: &'static str) -> Entry {
+    Entry::new(Better::Neither, name, unit, how)
+}
 
 /// All metrics, in the order of the page.
 pub(crate) const ALL: &[Entry] = &[
-    entry("agent.pss_mib", "MiB", Less, Some(15.0), "bar",
-        "PSS of an idle agent with a session, settled; no model child has ever run"),
-    entry("agent.cpu_percent", "% of a core", Less, Some(0.1), "bar",
-        "user and system time of the same agent over an idle window"),
-    entry("agent.pss_with_model_mib", "MiB", Neither, None, "",
-        "PSS of the agent after it deployed a model and answered inferences"),
-    entry("agent.model_child_pss_mib", "MiB", Neither, None, "",
-        "PSS of the agent's model process (skl_mlp)"),
-    entry("agent.binary_mb", "MB", Less, Some(25.0), "bar", "size of `hop3-agent`"),
-    entry("coordinator.binary_mb", "MB", Neither, None, "", "size of `hop3-coordinator`"),
-    entry("cli.binary_mb", "MB", Neither, None, "", "size of `hop3`"),
-    entry("coordinator.start_ms", "ms", Less, Some(50.0), "bar",
-        "process start to ready file, in an empty data directory: CA and admin token are made"),
-    entry("coordinator.restart_ms", "ms", Less, Some(50.0), "bar",
-        "the same with the data of before, after SIGKILL"),
-    entry("coordinator.pss_mib", "MiB", Neither, None, "",
-        "PSS of an idle coordinator with one idle agent, settled"),
-    entry("enroll.per_s", "/s", More, None, "",
-        "enrolments from one load process, 32 at once, each with its own token, key, CSR and \
-         QUIC connection"),
-    entry("enroll.tokens_per_s", "/s", More, None, "",
-        "join tokens made over REST, 8 connections"),
-    entry("coordinator.rss_mib", "MiB", Neither, None, "",
-        "RSS of a coordinator with N idle connected agents"),
-    entry("coordinator.cpu_percent", "% of a core", Neither, None, "",
-        "CPU time of that coordinator over a window in which each agent reports at the idle pace"),
-    entry("coordinator.kib_per_agent", "KiB", Less, Some(64.0), "bar",
-        "RSS with the most agents, less RSS of a fresh coordinator, for each agent"),
-    entry("coordinator.connects_per_s", "/s", More, None, "",
-        "sessions established until all of N agents had one, after a restart"),
-    entry("telemetry.reports_per_s_per_core", "/s", More, None, "",
-        "telemetry batches accepted for each second of the coordinator's CPU time, less its idle \
-         time"),
-    entry("telemetry.idle_bits_per_s", "bit/s", Less, Some(250.0), "bar",
-        "all UDP datagrams between an idle agent and the coordinator, both ways, with IP and UDP \
-         headers"),
-    entry("telemetry.watched_bits_per_s", "bit/s", Neither, None, "",
-        "the same while somebody watches the node (1 Hz)"),
-    entry("invoke.p50_ms", "ms", Less, Some(0.5), "bar",
-        "REST to Wasm and back, 1 KiB in and out (`echo_small`), N in flight: median"),
-    entry("invoke.p99_ms", "ms", Less, None, "", "the same: 99th percentile"),
-    entry("invoke.per_s", "/s", More, None, "", "the same: throughput"),
-    entry("invoke.per_s.64", "/s", More, Some(20_000.0), "bar", "the same: throughput"),
-    entry("invoke.p50_ms.64", "ms", Less, None, "", "the same: median"),
-    entry("invoke.empty_p50_ms", "ms", Less, Some(0.5), "bar",
-        "the same with an empty function, no input and no output: median"),
-    entry("invoke.empty_p50_ms.64", "ms", Less, None, "", "the same: median"),
-    entry("invoke.empty_p99_ms", "ms", Less, None, "", "the same: 99th percentile"),
-    entry("invoke.empty_per_s", "/s", More, None, "", "the same: throughput"),
-    entry("invoke.empty_per_s.64", "/s", More, Some(20_000.0), "bar", "the same: throughput"),
-    entry("invoke.baseline_p50_ms", "ms", Neither, None, "",
-        "the same load on a server of the same HTTP and TLS stack that answers what it was sent: \
-         median"),
-    entry("invoke.baseline_per_s", "/s", Neither, None, "", "the same: throughput"),
-    entry("invoke.node_us", "µs", Neither, None, "",
-        "time on the node's worker, as the answer's `hop3-wall-us` says: median, one in flight"),
-    entry("coldstart.ms", "ms", Less, Some(0.3), "bar",
-        "`echo_small` compiled on disk, in an agent process that has not run it: load of the \
-         code and the run, from the task's record"),
-    entry("coldstart.wordcount_ms", "ms", Neither, None, "",
-        "the same for a 33 KB module with libc"),
-    entry("coldstart.invoke_ms", "ms", Neither, None, "",
-        "first invocation over REST of a module that the agent has compiled on disk and not run \
-         since its start"),
-    entry("coldstart.compile_ms", "ms", Neither, None, "",
-        "compilation of a module never seen (`wordcount`, 33 KB), from the task's record"),
-    entry("task.run_ms", "ms", Less, None, "",
-        "`hop3 task run hello.wasm`: from process start to process end"),
-    entry("task.first_ms", "ms", Less, Some(100.0), "bar",
-        "the same for a module never seen: upload, placement, transfer, compilation and run"),
-    entry("onnx.ratio", "×", Less, None, "equal",
-        "median time in the model through Hop3, over onnxruntime's on the same model and input \
-         in the same run, one thread"),
-    entry("onnx.us", "µs", Less, None, "onnxruntime",
-        "median time in the model through Hop3"),
-    entry("onnx.total_us", "µs", Neither, None, "",
-        "median time of that inference at the coordinator, from request to answer"),
-    entry("attach.mb_per_s", "MB/s", More, None, "tr a-z A-Z",
-        "`hop3 task run upper.wasm` from file to file, long lines"),
+    less(
+        "agent.pss_mib",
+        "MiB",
+        "PSS of an idle agent with a session, settled; no model child has ever run",
+    )
+    .bar(15.0),
+    less(
+        "agent.cpu_percent",
+        "% of a core",
+        "user and system time of the same agent over an idle window",
+    )
+    .bar(0.1),
+    plain(
+        "agent.pss_with_model_mib",
+        "MiB",
+        "PSS of the agent after it deployed a model and answered inferences",
+    ),
+    plain(
+        "agent.model_child_pss_mib",
+        "MiB",
+        "PSS of the agent's model process (skl_mlp)",
+    ),
+    less("agent.binary_mb", "MB", "size of `hop3-agent`").bar(25.0),
+    plain("coordinator.binary_mb", "MB", "size of `hop3-coordinator`"),
+    plain("cli.binary_mb", "MB", "size of `hop3`"),
+    less(
+        "coordinator.start_ms",
+        "ms",
+        "process start to ready file, in an empty data directory: CA and admin token \
+         are made",
+    )
+    .bar(50.0),
+    less(
+        "coordinator.restart_ms",
+        "ms",
+        "the same with the data of before, after SIGKILL",
+    )
+    .bar(50.0),
+    plain(
+        "coordinator.pss_mib",
+        "MiB",
+        "PSS of an idle coordinator with one idle agent, settled",
+    ),
+    more(
+        "enroll.per_s",
+        "/s",
+        "enrolments from one load process, 32 at once, each with its own token, key, \
+         CSR and QUIC connection",
+    ),
+    more(
+        "enroll.tokens_per_s",
+        "/s",
+        "join tokens made over REST, 8 connections",
+    ),
+    plain(
+        "coordinator.rss_mib",
+        "MiB",
+        "RSS of a coordinator with N idle connected agents",
+    ),
+    plain(
+        "coordinator.cpu_percent",
+        "% of a core",
+        "CPU time of that coordinator over a window in which each agent reports at the \
+         idle pace",
+    ),
+    less(
+        "coordinator.kib_per_agent",
+        "KiB",
+        "RSS with the most agents, less RSS of a fresh coordinator, for each agent",
+    )
+    .bar(64.0),
+    more(
+        "coordinator.connects_per_s",
+        "/s",
+        "sessions established until all of N agents had one, after a restart",
+    ),
+    more(
+        "telemetry.reports_per_s_per_core",
+        "/s",
+        "telemetry batches accepted for each second of the coordinator's CPU time, less \
+         its idle time",
+    ),
+    less(
+        "telemetry.idle_bits_per_s",
+        "bit/s",
+        "all UDP datagrams between an idle agent and the coordinator, both ways, with \
+         IP and UDP headers",
+    )
+    .bar(250.0),
+    plain(
+        "telemetry.watched_bits_per_s",
+        "bit/s",
+        "the same while somebody watches the node (1 Hz)",
+    ),
+    less(
+        "invoke.p50_ms",
+        "ms",
+        "REST to Wasm and back, 1 KiB in and out (`echo_small`), N in flight: median",
+    )
+    .bar(0.5),
+    less("invoke.p99_ms", "ms", "the same: 99th percentile"),
+    more("invoke.per_s", "/s", "the same: throughput"),
+    more("invoke.per_s.64", "/s", "the same: throughput").bar(20_000.0),
+    less("invoke.p50_ms.64", "ms", "the same: median"),
+    less(
+        "invoke.empty_p50_ms",
+        "ms",
+        "the same with an empty function, no input and no output: median",
+    )
+    .bar(0.5),
+    less("invoke.empty_p50_ms.64", "ms", "the same: median"),
+    less("invoke.empty_p99_ms", "ms", "the same: 99th percentile"),
+    more("invoke.empty_per_s", "/s", "the same: throughput"),
+    more("invoke.empty_per_s.64", "/s", "the same: throughput").bar(20_000.0),
+    plain(
+        "invoke.baseline_p50_ms",
+        "ms",
+        "the same load on a server of the same HTTP and TLS stack that answers what it \
+         was sent: median",
+    ),
+    plain("invoke.baseline_per_s", "/s", "the same: throughput"),
+    plain(
+        "invoke.node_us",
+        "µs",
+        "time on the node's worker, as the answer's `hop3-wall-us` says: median, one in \
+         flight",
+    ),
+    less(
+        "coldstart.ms",
+        "ms",
+        "`echo_small` compiled on disk, in an agent process that has not run it: load \
+         of the code and the run, from the task's record",
+    )
+    .bar(0.3),
+    plain(
+        "coldstart.wordcount_ms",
+        "ms",
+        "the same for a 33 KB module with libc",
+    ),
+    plain(
+        "coldstart.invoke_ms",
+        "ms",
+        "first invocation over REST of a module that the agent has compiled on disk and \
+         not run since its start",
+    ),
+    plain(
+        "coldstart.compile_ms",
+        "ms",
+        "compilation of a module never seen (`wordcount`, 33 KB), from the task's \
+         record",
+    ),
+    less(
+        "task.run_ms",
+        "ms",
+        "`hop3 task run hello.wasm`: from process start to process end",
+    ),
+    less(
+        "task.first_ms",
+        "ms",
+        "the same for a module never seen: upload, placement, transfer, compilation and \
+         run",
+    )
+    .bar(100.0),
+    less(
+        "onnx.ratio",
+        "×",
+        "median time in the model through Hop3, over onnxruntime's on the same model \
+         and input in the same run, one thread",
+    )
+    .against("equal"),
+    less("onnx.us", "µs", "median time in the model through Hop3").against("onnxruntime"),
+    plain(
+        "onnx.total_us",
+        "µs",
+        "median time of that inference at the coordinator, from request to answer",
+    ),
+    more(
+        "attach.mb_per_s",
+        "MB/s",
+        "`hop3 task run upper.wasm` from file to file, long lines",
+    )
+    .against("tr a-z A-Z"),
 ];
 
 /// The entry for a metric: its own, else its family's.
 pub(crate) fn find(name: &str) -> Option<&'static Entry> {
     let family = |entry: &&Entry| {
-        name.strip_prefix(entry.name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        name.strip_prefix(entry.name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
-    ALL.iter().filter(family).max_by_key(|entry| entry.name.len())
+    ALL.iter()
+        .filter(family)
+        .max_by_key(|entry| entry.name.len())
 }
 
 /// Every metric with its method, for `hop3-bench list`.
 pub(crate) fn list() -> String {
     let mut out = String::new();
     for entry in ALL {
-        let bar = entry.bar.map(|bar| format!(" (bar {bar})")).unwrap_or_default();
-        let _ = writeln!(out, "{} [{}]{bar}\n    {}", entry.name, entry.unit, entry.how);
+        let bar = entry
+            .bar
+            .map(|bar| format!(" (bar {bar})"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "{} [{}]{bar}\n    {}",
+            entry.name, entry.unit, entry.how
+        );
     }
     out
 }
@@ -153,16 +295,32 @@ mod tests {
     fn a_case_has_its_own_entry_or_its_family_s() {
         assert_eq!(find("invoke.per_s.64").and_then(|e| e.bar), Some(20_000.0));
         assert_eq!(find("invoke.per_s.1").and_then(|e| e.bar), None);
-        assert_eq!(find("onnx.ratio.skl_mlp").map(|e| e.name), Some("onnx.ratio"));
+        assert_eq!(
+            find("onnx.ratio.skl_mlp").map(|e| e.name),
+            Some("onnx.ratio")
+        );
         assert!(find("agent.pss_mibs").is_none());
     }
 
     #[test]
     fn names_are_unique_and_explained() {
         for (i, entry) in ALL.iter().enumerate() {
-            assert!(!entry.how.is_empty() && !entry.unit.is_empty(), "{}", entry.name);
-            assert!(ALL[..i].iter().all(|other| other.name != entry.name), "{}", entry.name);
-            assert_eq!(entry.bar.is_some(), entry.against == "bar", "{}", entry.name);
+            assert!(
+                !entry.how.is_empty() && !entry.unit.is_empty(),
+                "{}",
+                entry.name
+            );
+            assert!(
+                ALL[..i].iter().all(|other| other.name != entry.name),
+                "{}",
+                entry.name
+            );
+            assert_eq!(
+                entry.bar.is_some(),
+                entry.against == "bar",
+                "{}",
+                entry.name
+            );
         }
     }
 }

@@ -4,13 +4,14 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
-use hop3_tests::{Mesh, guest};
+use hop3_tests::guest;
 
 use crate::{
     cast,
     figures::show,
     groups::deploy_digits,
     proc::{self, field},
+    stage,
 };
 
 /// Mappings shown.
@@ -19,13 +20,14 @@ const TOP: usize = 14;
 /// Prints the memory of a real agent: idle, after a task, with a model; and its children's.
 pub(crate) fn run() -> Result<()> {
     proc::raise_open_files();
-    let mesh = Mesh::start(&[("edge-1", "edge")]);
-    let pid = mesh.agents.get("edge-1").context("no agent")?.pid();
+    let mesh = stage::mesh();
+    let pid = stage::agent_pid(&mesh)?;
     proc::settled_pss_mib(pid)?;
     show_process("agent, idle", pid)?;
     let cpu = proc::cpu_percent(pid, Duration::from_secs(10))?;
     println!("CPU while idle for 10 s: {} % of a core\n", show(cpu));
-    mesh.hop3(&["task", "run", &guest("hello").display().to_string()]).ok();
+    mesh.hop3(&["task", "run", &guest("hello").display().to_string()])
+        .ok();
     proc::settled_pss_mib(pid)?;
     show_process("agent, after a task", pid)?;
     deploy_digits(&mesh);
@@ -45,10 +47,16 @@ fn show_process(what: &str, pid: u32) -> Result<()> {
             println!("{name:>20} {:>9} MiB", show(cast::mib(kib)));
         }
     }
-    println!("{:>20} {:>9} {:>9} {:>9}  mappings", "by mapping, MiB", "pss", "private", "rss");
+    println!(
+        "{:>20} {:>9} {:>9} {:>9}  mappings",
+        "by mapping, MiB", "pss", "private", "rss"
+    );
     for (name, sum) in mappings(pid)?.into_iter().take(TOP) {
         let [pss, private, rss] = [sum.pss, sum.private, sum.rss].map(|kib| show(cast::mib(kib)));
-        println!("{:>20} {pss:>9} {private:>9} {rss:>9}  {} × {name}", "", sum.count);
+        println!(
+            "{:>20} {pss:>9} {private:>9} {rss:>9}  {} × {name}",
+            "", sum.count
+        );
     }
     println!();
     Ok(())

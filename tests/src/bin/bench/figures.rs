@@ -18,7 +18,9 @@ pub(crate) fn percentile(samples: &mut [u32], permille: usize) -> u32 {
         return 0;
     }
     samples.sort_unstable();
-    let rank = (samples.len() * permille).div_ceil(1000).clamp(1, samples.len());
+    let rank = (samples.len() * permille)
+        .div_ceil(1000)
+        .clamp(1, samples.len());
     samples[rank - 1]
 }
 
@@ -69,8 +71,14 @@ mod tests {
     #[test]
     fn figures_are_short() {
         for (value, text) in [
-            (0.0, "0.000"), (0.1234, "0.123"), (1.005, "1.00"), (12.34, "12.3"),
-            (123.4, "123"), (1234.5, "1,234"), (20_000.0, "20,000"), (f64::NAN, "–"),
+            (0.0, "0.000"),
+            (0.1234, "0.123"),
+            (1.005, "1.00"),
+            (12.34, "12.3"),
+            (123.4, "123"),
+            (1234.5, "1,234"),
+            (20_000.0, "20,000"),
+            (f64::NAN, "–"),
         ] {
             assert_eq!(show(value), text);
         }

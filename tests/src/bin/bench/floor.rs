@@ -22,9 +22,16 @@ pub(crate) fn start(dir: &Path) -> Result<(Daemon, Api)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("floor").arg("--dir").arg(dir);
     let daemon = Daemon::start(command, &dir.join("floor.log"));
-    let ready = within(std::time::Duration::from_secs(10), "the floor listens", || {
-        std::fs::read_to_string(dir.join("address")).ok()?.parse().ok()
-    });
+    let ready = within(
+        std::time::Duration::from_secs(10),
+        "the floor listens",
+        || {
+            std::fs::read_to_string(dir.join("address"))
+                .ok()?
+                .parse()
+                .ok()
+        },
+    );
     let ca = std::fs::read_to_string(dir.join("floor.pem")).context("floor.pem")?;
     Ok((daemon, Api::new(ready, &ca, "none")?))
 }
@@ -44,12 +51,14 @@ pub(crate) fn serve(dir: &Path) -> Result<()> {
     // In place only when it is whole.
     std::fs::write(dir.join("address.new"), listener.local_addr()?.to_string())?;
     std::fs::rename(dir.join("address.new"), dir.join("address"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(config));
         let acceptor = axum_server::tls_rustls::RustlsAcceptor::new(config)
             .acceptor(axum_server::accept::NoDelayAcceptor::new());
-        let echo = post(|body: Bytes| std::future::ready(body));
+        let echo = post(|body: Bytes| async move { body });
         let routes = Router::new().route("/v1/invoke", echo);
         let server = axum_server::from_tcp(listener)?.acceptor(acceptor);
         server.serve(routes.into_make_service()).await?;

@@ -51,8 +51,15 @@ impl Api {
     /// A mesh's API, as its admin.
     pub(crate) fn of(mesh: &Mesh) -> Result<Self> {
         let ca = std::fs::read_to_string(mesh.path("coordinator/ca.pem")).context("ca.pem")?;
-        let address = mesh.api.trim_start_matches("https://").trim_end_matches('/');
-        Self::new(address.parse().context("the API's address")?, &ca, &mesh.token())
+        let address = mesh
+            .api
+            .trim_start_matches("https://")
+            .trim_end_matches('/');
+        Self::new(
+            address.parse().context("the API's address")?,
+            &ca,
+            &mesh.token(),
+        )
     }
 
     /// The server at `address`, certified by the CA in `ca_pem`.
@@ -61,7 +68,12 @@ impl Api {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let connector = TlsConnector::from(Arc::new(config));
         let name = ServerName::IpAddress(address.ip().into());
-        Ok(Self { connector, name, address, token: token.into() })
+        Ok(Self {
+            connector,
+            name,
+            address,
+            token: token.into(),
+        })
     }
 
     /// Opens a connection.
@@ -72,7 +84,10 @@ impl Api {
             self.connector.connect(self.name.clone(), stream).await
         };
         let stream = tokio::time::timeout(ANSWER_MAX, connecting).await??;
-        Ok(Connection { stream, buffer: BytesMut::new() })
+        Ok(Connection {
+            stream,
+            buffer: BytesMut::new(),
+        })
     }
 
     /// The bytes of a request.
@@ -97,7 +112,10 @@ impl Connection {
             if let Some(at) = find_head_end(&self.buffer) {
                 return self.answer(at).await;
             }
-            anyhow::ensure!(self.buffer.len() < HEAD_BYTES_MAX, "the answer's head is too long");
+            anyhow::ensure!(
+                self.buffer.len() < HEAD_BYTES_MAX,
+                "the answer's head is too long"
+            );
             self.fill().await?;
         }
     }
@@ -106,7 +124,11 @@ impl Connection {
     pub(crate) async fn good(&mut self, request: &[u8]) -> Result<Answer> {
         let answer = tokio::time::timeout(ANSWER_MAX, self.ask(request)).await??;
         if !(200..300).contains(&answer.status) {
-            bail!("{}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+            bail!(
+                "{}: {}",
+                answer.status,
+                String::from_utf8_lossy(&answer.body)
+            );
         }
         Ok(answer)
     }
@@ -121,10 +143,20 @@ impl Connection {
     async fn answer(&mut self, head_bytes: usize) -> Result<Answer> {
         let head = self.buffer.split_to(head_bytes).freeze();
         let status = std::str::from_utf8(head.get(9..12).context("no status")?)?.parse()?;
-        let mut answer = Answer { status, head, body: Bytes::new() };
-        let length = answer.header("content-length").unwrap_or("0").parse::<usize>()?;
+        let mut answer = Answer {
+            status,
+            head,
+            body: Bytes::new(),
+        };
+        let length = answer
+            .header("content-length")
+            .unwrap_or("0")
+            .parse::<usize>()?;
         anyhow::ensure!(length <= BODY_BYTES_MAX, "an answer of {length} bytes");
-        anyhow::ensure!(answer.header("transfer-encoding").is_none(), "a chunked answer");
+        anyhow::ensure!(
+            answer.header("transfer-encoding").is_none(),
+            "a chunked answer"
+        );
         while self.buffer.len() < length {
             self.fill().await?;
         }
@@ -138,11 +170,16 @@ impl Answer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let head = std::str::from_utf8(&self.head).ok()?;
         let mut fields = head.lines().skip(1).filter_map(|line| line.split_once(':'));
-        fields.find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+        fields
+            .find(|(field, _)| field.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
     }
 }
 
 /// Where the body begins.
 fn find_head_end(buffer: &[u8]) -> Option<usize> {
-    buffer.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)
+    buffer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .map(|at| at + 4)
 }

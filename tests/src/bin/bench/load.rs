@@ -47,7 +47,9 @@ type Times = (Vec<u32>, Vec<u32>);
 impl Load {
     /// Runs the load: `warm_up`, then `window`, whose answers count.
     pub(crate) fn run(self, warm_up: Duration, window: Duration) -> Result<Seen> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         runtime.block_on(self.drive(warm_up, window))
     }
 
@@ -64,7 +66,7 @@ impl Load {
         for mut connection in connections {
             let load = load.clone();
             tasks.spawn(async move {
-                let (mut latencies, mut on_node) = (Vec::new(), Vec::new());
+                let (mut latencies, mut on_node): Times = Default::default();
                 loop {
                     let asked = Instant::now();
                     if asked >= until {
@@ -75,7 +77,9 @@ impl Load {
                     load.check(&answer)?;
                     if asked >= from && done <= until {
                         latencies.push(us(done - asked));
-                        let wall = answer.header("hop3-wall-us").and_then(|us| us.parse().ok());
+                        let wall = answer
+                            .header("hop3-wall-us")
+                            .and_then(|us| us.parse::<u32>().ok());
                         on_node.extend(wall.filter(|_| in_flight == 1));
                     }
                 }

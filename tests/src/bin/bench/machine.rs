@@ -34,10 +34,15 @@ impl Machine {
         let after = |text: &str, key: &str| {
             let line = text.lines().find(|line| line.starts_with(key));
             let value = line.and_then(|line| line.split_once([':', '=']));
-            value.map(|(_, value)| value.trim().trim_matches('"').to_owned()).unwrap_or_default()
+            value
+                .map(|(_, value)| value.trim().trim_matches('"').to_owned())
+                .unwrap_or_default()
         };
         let kib = after(&text("/proc/meminfo"), "MemTotal");
-        let kib = kib.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok());
+        let kib = kib
+            .split_whitespace()
+            .next()
+            .and_then(|kib| kib.parse::<u64>().ok());
         let binary = hop3_tests::bin("hop3-agent");
         let dir = binary.parent().and_then(|dir| dir.file_name());
         Self {
@@ -48,15 +53,31 @@ impl Machine {
             os: after(&text("/etc/os-release"), "PRETTY_NAME"),
             date: time::OffsetDateTime::now_utc().date().to_string(),
             commit: std::env::var("HOP3_BENCH_COMMIT").unwrap_or_default(),
-            profile: dir.map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default(),
+            profile: dir
+                .map(|dir| dir.to_string_lossy().into_owned())
+                .unwrap_or_default(),
             quick,
         }
     }
 
     /// One paragraph.
     pub(crate) fn describe(&self) -> String {
-        let Self { cpu, cpus, memory_mib, kernel, os, date, commit, profile, quick } = self;
-        let commit = if commit.is_empty() { String::new() } else { format!(", commit {commit}") };
+        let Self {
+            cpu,
+            cpus,
+            memory_mib,
+            kernel,
+            os,
+            date,
+            commit,
+            profile,
+            quick,
+        } = self;
+        let commit = if commit.is_empty() {
+            String::new()
+        } else {
+            format!(", commit {commit}")
+        };
         let how = if *quick { "quick run" } else { "full run" };
         format!(
             "{cpu}, {cpus} logical CPUs, {memory_mib} MiB of memory, Linux {kernel}, {os}; \

@@ -20,11 +20,11 @@ mod http;
 mod load;
 mod machine;
 mod markdown;
-mod measure;
 mod orchestra;
 mod proc;
 mod relay;
 mod report;
+mod stage;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -94,7 +94,11 @@ fn run(cli: Cli) -> Result<bool> {
             print!("{}", catalogue::list());
             Ok(true)
         }
-        Some(Command::Group { group, names, quick }) => {
+        Some(Command::Group {
+            group,
+            names,
+            quick,
+        }) => {
             proc::raise_open_files();
             let bench = report::Bench::new(quick, names);
             groups::run(&group, &bench).with_context(|| format!("group {group}"))?;

@@ -48,19 +48,34 @@ fn table(metrics: &[Metric], machine: Option<&str>) -> String {
     let mut sorted: Vec<&Metric> = metrics.iter().collect();
     let place = |metric: &&Metric| {
         let entry = catalogue::find(&metric.name);
-        entry.and_then(|entry| catalogue::ALL.iter().position(|other| std::ptr::eq(entry, other)))
+        entry.and_then(|entry| {
+            catalogue::ALL
+                .iter()
+                .position(|other| std::ptr::eq(entry, other))
+        })
     };
     sorted.sort_by_key(|metric| place(metric).unwrap_or(usize::MAX));
     for metric in sorted {
-        let Metric { name, value, unit, baseline } = metric;
+        let Metric {
+            name,
+            value,
+            unit,
+            baseline,
+        } = metric;
         let entry = catalogue::find(name);
         let against = baseline.map(|baseline| {
             let what = entry.map_or("", |entry| entry.against);
             format!("{what} {}", show(baseline)).trim().to_owned()
         });
-        let verdict = entry.zip(*baseline).map(|(entry, b)| verdict(entry, *value, b));
+        let verdict = entry
+            .zip(*baseline)
+            .map(|(entry, b)| verdict(entry, *value, b));
         let (against, verdict) = (against.unwrap_or_default(), verdict.unwrap_or_default());
-        let _ = writeln!(out, "| `{name}` | {} | {unit} | {against} | {verdict} |", show(*value));
+        let _ = writeln!(
+            out,
+            "| `{name}` | {} | {unit} | {against} | {verdict} |",
+            show(*value)
+        );
     }
     out
 }
@@ -102,11 +117,20 @@ mod tests {
             Some("a machine"),
         );
         assert!(text.contains("a machine"));
-        assert!(text.contains("| `agent.pss_mib` | 12.0 | u | bar 15.0 | met |"), "{text}");
+        assert!(
+            text.contains("| `agent.pss_mib` | 12.0 | u | bar 15.0 | met |"),
+            "{text}"
+        );
         assert!(text.contains("| bar 20,000 | missed by 2.00× |"), "{text}");
-        assert!(text.contains("| onnxruntime 10.0 | 2.00× worse |"), "{text}");
+        assert!(
+            text.contains("| onnxruntime 10.0 | 2.00× worse |"),
+            "{text}"
+        );
         let order = |name: &str| text.find(name);
-        assert!(order("agent.pss_mib") < order("invoke.per_s.64"), "as in the catalogue");
+        assert!(
+            order("agent.pss_mib") < order("invoke.per_s.64"),
+            "as in the catalogue"
+        );
     }
 
     #[test]

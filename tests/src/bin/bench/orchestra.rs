@@ -46,7 +46,10 @@ pub(crate) fn run(names: &[String], quick: bool, json: Option<&Path>) -> Result<
         .iter()
         .filter(|group| group.metrics.iter().any(|name| report::wanted(names, name)))
         .collect();
-    anyhow::ensure!(!wanted.is_empty(), "no metric begins with {names:?}: see `hop3-bench list`");
+    anyhow::ensure!(
+        !wanted.is_empty(),
+        "no metric begins with {names:?}: see `hop3-bench list`"
+    );
     proc::raise_open_files();
     let machine = Machine::here(quick);
     eprintln!("{}", machine.describe());
@@ -57,7 +60,14 @@ pub(crate) fn run(names: &[String], quick: bool, json: Option<&Path>) -> Result<
     for group in wanted {
         let begun = Instant::now();
         eprintln!("==> {}", group.name);
-        let ended = group_process(group.name, names, quick, dir.path(), &interrupted, &mut lines);
+        let ended = group_process(
+            group.name,
+            names,
+            quick,
+            dir.path(),
+            &interrupted,
+            &mut lines,
+        );
         if let Err(error) = ended {
             eprintln!("    failed: {error:#}");
             failed.push(group.name);
@@ -81,19 +91,34 @@ fn write(path: &Path, lines: &[Line], machine: Machine) -> Result<()> {
     let metrics: Vec<&Metric> = lines.iter().map(|line| &line.metric).collect();
     let text = serde_json::to_string_pretty(&metrics)?;
     std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
-    let raw = Raw { machine, metrics: lines.to_vec() };
+    let raw = Raw {
+        machine,
+        metrics: lines.to_vec(),
+    };
     let beside = raw_path(path);
     let text = serde_json::to_string_pretty(&raw)?;
     std::fs::write(&beside, text + "\n").with_context(|| beside.display().to_string())
 }
 
 fn print_table(lines: &[Line]) {
-    let width = lines.iter().map(|line| line.metric.name.len()).max().unwrap_or(0);
-    println!("{:width$} {:>12} {:12} {:>12}", "metric", "value", "unit", "baseline");
+    let width = lines
+        .iter()
+        .map(|line| line.metric.name.len())
+        .max()
+        .unwrap_or(0);
+    println!(
+        "{:width$} {:>12} {:12} {:>12}",
+        "metric", "value", "unit", "baseline"
+    );
     for Line { metric, .. } in lines {
         let baseline = metric.baseline.map(show).unwrap_or_default();
-        let Metric { name, value, unit, .. } = metric;
-        println!("{name:width$} {:>12} {unit:12} {baseline:>12}", show(*value));
+        let Metric {
+            name, value, unit, ..
+        } = metric;
+        println!(
+            "{name:width$} {:>12} {unit:12} {baseline:>12}",
+            show(*value)
+        );
     }
 }
 
@@ -107,7 +132,10 @@ fn group_process(
     lines: &mut Vec<Line>,
 ) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["group", group]).args(names).env("TMPDIR", dir);
+    command
+        .args(["group", group])
+        .args(names)
+        .env("TMPDIR", dir);
     if quick {
         command.arg("--quick");
     }
@@ -118,7 +146,7 @@ fn group_process(
         .spawn()
         .context("cannot start the group's process")?;
     // Its process group has the same number: nothing that it started outlives it.
-    let _all = KillGroup(i32::try_from(child.id()).ok().and_then(Pid::from_raw));
+    let all = KillGroup(i32::try_from(child.id()).ok().and_then(Pid::from_raw));
     let stdout = child.stdout.take().context("no pipe")?;
     let (send, receive) = mpsc::channel();
     let reader = std::thread::spawn(move || {
@@ -144,7 +172,7 @@ fn group_process(
         anyhow::ensure!(!interrupted.is_interrupted(), "interrupted");
         anyhow::ensure!(Instant::now() < deadline, "not done within {GROUP_MAX:?}");
     };
-    drop(_all);
+    drop(all);
     let _ = reader.join();
     anyhow::ensure!(status.success(), "{status}");
     Ok(())
@@ -154,8 +182,15 @@ fn take(line: &str, lines: &mut Vec<Line>) {
     let parsed = line.strip_prefix(MARK).map(serde_json::from_str::<Line>);
     match parsed {
         Some(Ok(line)) => {
-            let Metric { name, value, unit, baseline } = &line.metric;
-            let baseline = baseline.map(|b| format!("  ({})", show(b))).unwrap_or_default();
+            let Metric {
+                name,
+                value,
+                unit,
+                baseline,
+            } = &line.metric;
+            let baseline = baseline
+                .map(|b| format!("  ({})", show(b)))
+                .unwrap_or_default();
             eprintln!("    {name} = {} {unit}{baseline}", show(*value));
             lines.push(line);
         }
@@ -188,12 +223,15 @@ fn interrupts() -> Result<Interrupts> {
     use tokio::signal::unix::{SignalKind, signal};
     let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let raised = flag.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     std::thread::spawn(move || {
         runtime.block_on(async {
-            let (Ok(mut int), Ok(mut term)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
+            let (Ok(mut int), Ok(mut term)) = (
+                signal(SignalKind::interrupt()),
+                signal(SignalKind::terminate()),
+            ) else {
                 return;
             };
             tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }

@@ -30,7 +30,11 @@ pub(crate) fn field(line: &str) -> Option<(String, u64)> {
 
 /// Proportional set size: private memory and this process's part of what is shared.
 pub(crate) fn pss_mib(pid: u32) -> Result<f64> {
-    Ok(cast::mib(*rollup(pid)?.get("Pss").context("no Pss: smaps_rollup needs Linux 4.14")?))
+    Ok(cast::mib(
+        *rollup(pid)?
+            .get("Pss")
+            .context("no Pss: smaps_rollup needs Linux 4.14")?,
+    ))
 }
 
 /// Resident set size.
@@ -45,7 +49,9 @@ pub(crate) fn settled_pss_mib(pid: u32) -> Result<Vec<f64>> {
         looks.push(pss_mib(pid)?);
         let last = &looks[looks.len().saturating_sub(LOOKS)..];
         let middle = figures::median(last);
-        let agree = last.iter().all(|look| (look - middle).abs() <= middle * AGREE);
+        let agree = last
+            .iter()
+            .all(|look| (look - middle).abs() <= middle * AGREE);
         if (last.len() == LOOKS && agree) || looks.len() == LOOKS_MAX {
             return Ok(last.to_vec());
         }
@@ -88,7 +94,9 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let is_child = |child: &u32| {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1));
         parent.and_then(|parent| parent.parse().ok()) == Some(pid)
     };
     pids.filter(is_child).collect()
@@ -97,14 +105,19 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
 /// One number of `/proc/PID/status` (`Threads`, …).
 pub(crate) fn status(pid: u32, name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
 /// Takes as many open files as this process may have; its children inherit it.
 pub(crate) fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if setrlimit(Resource::Nofile, raised).is_err() {
         eprintln!("open files stay limited to {:?}", limit.current);
     }

@@ -33,7 +33,8 @@ impl Counts {
     }
 
     fn add(&self, payload: usize) {
-        self.bytes.fetch_add(payload as u64 + HEADERS_BYTES, Relaxed);
+        self.bytes
+            .fetch_add(payload as u64 + HEADERS_BYTES, Relaxed);
         self.datagrams.fetch_add(1, Relaxed);
     }
 }
@@ -46,7 +47,9 @@ pub(crate) async fn run(front: UdpSocket, server: SocketAddr, counts: Arc<Counts
     let mut answers = JoinSet::new();
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {
-        let Ok((read, client)) = front.recv_from(&mut buffer).await else { continue };
+        let Ok((read, client)) = front.recv_from(&mut buffer).await else {
+            continue;
+        };
         let back = match backs.get(&client) {
             Some(back) => back.clone(),
             None if backs.len() >= CLIENTS_MAX => continue,

@@ -65,7 +65,10 @@ impl Bench {
             unit: entry.map_or("", |entry| entry.unit).to_owned(),
             baseline: measured.or_else(|| entry.and_then(|entry| entry.bar)),
         };
-        let line = Line { metric, runs: runs.to_vec() };
+        let line = Line {
+            metric,
+            runs: runs.to_vec(),
+        };
         match serde_json::to_string(&line) {
             Ok(text) => println!("{MARK}{text}"),
             Err(error) => eprintln!("{name}: {error}"),
@@ -75,7 +78,10 @@ impl Bench {
 
 /// Whether `name` is asked for: either is a beginning of the other.
 pub(crate) fn wanted(names: &[String], name: &str) -> bool {
-    names.is_empty() || names.iter().any(|n| name.starts_with(n.as_str()) || n.starts_with(name))
+    names.is_empty()
+        || names
+            .iter()
+            .any(|n| name.starts_with(n.as_str()) || n.starts_with(name))
 }
 
 /// Says what goes on.

@@ -58,17 +58,30 @@ impl Door {
         let ca = std::fs::read_to_string(mesh.path("coordinator/ca.pem")).context("ca.pem")?;
         let ca = CaCertificate::from_pem(&ca)?;
         let client = || Endpoint::client((Ipv4Addr::LOCALHOST, 0).into());
-        let endpoints = (0..SOCKETS).map(|_| client()).collect::<std::io::Result<Vec<_>>>()?;
-        let enroll = quic(tls::enroll_client(ca.pin(), tls::TlsTime::new(UnixMs::now))?)?;
+        let endpoints = (0..SOCKETS)
+            .map(|_| client())
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let enroll = quic(tls::enroll_client(
+            ca.pin(),
+            tls::TlsTime::new(UnixMs::now),
+        )?)?;
         let address = mesh.mesh_address.parse().context("the mesh's address")?;
-        Ok(Self { ca, address, endpoints, next: AtomicUsize::new(0), enroll })
+        Ok(Self {
+            ca,
+            address,
+            endpoints,
+            next: AtomicUsize::new(0),
+            enroll,
+        })
     }
 
     /// A connection, from one of the shared sockets.
     pub(super) async fn dial(&self, config: &ClientConfig) -> Result<Connection> {
         let endpoint = &self.endpoints[self.next.fetch_add(1, Relaxed) % self.endpoints.len()];
         let dial = endpoint.connect_with(config.clone(), self.address, COORDINATOR_NAME)?;
-        Ok(tokio::time::timeout(PATIENCE, dial).await.context("no handshake in time")??)
+        Ok(tokio::time::timeout(PATIENCE, dial)
+            .await
+            .context("no handshake in time")??)
     }
 
     /// Enrolls one fake agent as its token says.
@@ -81,14 +94,20 @@ impl Door {
             secret: token.secret().clone(),
             csr_der: key.csr()?,
             hostname: "bench".to_owned(),
-            facts: facts.map(|(k, v)| (k.to_owned(), v.to_owned())).into_iter().collect::<BTreeMap<_, _>>(),
+            facts: facts
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into_iter()
+                .collect::<BTreeMap<_, _>>(),
         });
         let granted = self.ask_patiently(&request).await?;
         let membership = granted.verify(token.ca_pin(), &key.public_key())?;
         let cert: CertificateDer<'static> = membership.cert;
         let time = tls::TlsTime::new(UnixMs::now);
         let config = quic(tls::mesh_client(&self.ca, cert, &key, time)?)?;
-        Ok(Member { node: granted.node, config })
+        Ok(Member {
+            node: granted.node,
+            config,
+        })
     }
 
     /// Asks again when the coordinator is busy or shed the handshake.
@@ -100,7 +119,9 @@ impl Door {
         for attempt in 0..TRIES_MAX {
             match tokio::time::timeout(PATIENCE, self.exchange(request)).await? {
                 Ok(EnrollReply::Granted(granted)) => return Ok(granted),
-                Ok(EnrollReply::Refused(problem)) if problem.code != Code::Busy => bail!("{problem}"),
+                Ok(EnrollReply::Refused(problem)) if problem.code != Code::Busy => {
+                    bail!("{problem}")
+                }
                 Ok(EnrollReply::Refused(problem)) => last = Some(anyhow::anyhow!("{problem}")),
                 Err(error) => last = Some(error),
             }
@@ -114,7 +135,9 @@ impl Door {
         let (mut send, mut recv) = connection.open_bi().await?;
         io::write(&mut send, request, ENROLL_FRAME_MAX).await?;
         send.finish()?;
-        let reply = io::read(&mut recv, ENROLL_FRAME_MAX).await?.context("no reply")?;
+        let reply = io::read(&mut recv, ENROLL_FRAME_MAX)
+            .await?
+            .context("no reply")?;
         connection.close(VarInt::from_u32(close::DONE), b"enrolled");
         Ok(reply)
     }
@@ -133,10 +156,15 @@ pub(crate) async fn tokens(api: &Api, from: usize, count: usize) -> Result<Vec<J
         let mut tokens = Vec::new();
         for i in (from + lane..from + count).step_by(TOKEN_CONNECTIONS) {
             let body = format!(r#"{{"tier":"edge","node":"bench-{i}"}}"#);
-            let request = api.request("POST", "/v1/join-tokens", "application/json", body.as_bytes());
+            let request = api.request(
+                "POST",
+                "/v1/join-tokens",
+                "application/json",
+                body.as_bytes(),
+            );
             let answer = connection.good(&request).await?;
             let created: JoinTokenCreated = serde_json::from_slice(&answer.body)?;
-            tokens.push(created.token.parse()?);
+            tokens.push(created.token.parse::<JoinToken>()?);
         }
         anyhow::Ok(tokens)
     });

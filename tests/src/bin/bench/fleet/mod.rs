@@ -12,9 +12,9 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Result;
 use quinn::{ClientConfig, TransportConfig, VarInt, crypto::rustls::QuicClientConfig};
 
-/// As the agent does it: `agent/src/session/transport.rs`.
-const KEEP_ALIVE: Duration = Duration::from_secs(22);
-const IDLE_MS: u32 = 90_000;
+/// As the agent does it by default: `agent/src/session/transport.rs`.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const IDLE_MS: u32 = 40_000;
 const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 512 << 10;
 const BIDI_STREAMS: u32 = 8;
@@ -38,5 +38,8 @@ fn quic(tls: rustls::ClientConfig) -> Result<ClientConfig> {
 
 /// A runtime for fleets.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
 }

@@ -52,7 +52,8 @@ pub(crate) struct Fleet {
 /// A session that stands.
 struct Session {
     connection: Connection,
-    send: SendStream,
+    /// The control stream ends when this is dropped.
+    _control: SendStream,
     frames: FrameReader<RecvStream>,
     sample_ms: u32,
     batch_ms: u32,
@@ -70,7 +71,7 @@ impl Fleet {
         };
         let opening = stream::iter(members).map(|member| open_patiently(door, member));
         let mut opening = std::pin::pin!(opening.buffer_unordered(AT_ONCE));
-        let mut number = 0;
+        let mut number = 0_u32;
         while let Some(session) = opening.try_next().await? {
             let (pace, sent) = (fleet.pace.subscribe(), fleet.sent.clone());
             let ended = fleet.ended.clone();
@@ -140,7 +141,13 @@ async fn open(door: &Door, member: &Member) -> Result<Session> {
         other => bail!("no welcome: {other:?}"),
     };
     io::write(&mut send, &Up::Inventory(Vec::new()), CONTROL_FRAME_MAX).await?;
-    Ok(Session { connection, send, frames, sample_ms, batch_ms })
+    Ok(Session {
+        connection,
+        _control: send,
+        frames,
+        sample_ms,
+        batch_ms,
+    })
 }
 
 /// What a small machine says of itself. It can run nothing, so that nothing is placed on it.
@@ -166,17 +173,18 @@ impl Session {
         sent: &AtomicU64,
         phase: f64,
     ) -> Result<()> {
-        // The control stream ends when its sending half is dropped.
-        let _control = &mut self.send;
         let mut telemetry = self.connection.open_uni().await?;
-        io::write(&mut telemetry, &StreamHeader::Telemetry, TELEMETRY_FRAME_MAX).await?;
-        let first = |period: Option<Duration>| {
-            Instant::now() + period.unwrap_or(Duration::MAX / 4).mul_f64(phase)
-        };
+        io::write(
+            &mut telemetry,
+            &StreamHeader::Telemetry,
+            TELEMETRY_FRAME_MAX,
+        )
+        .await?;
+        let first = |period: Duration| Instant::now() + period.mul_f64(phase);
         let mut ticks = 0;
         let mut at = {
             let now = *pace.borrow_and_update();
-            period(now, self.batch_ms).map(|p| first(Some(p)))
+            period(now, self.batch_ms).map(first)
         };
         loop {
             let due = async {
@@ -188,16 +196,17 @@ impl Session {
             tokio::select! {
                 () = due => {
                     let now = *pace.borrow();
-                    let count = if now == Pace::Asked { self.batch_ms / self.sample_ms.max(1) } else { 1 };
-                    let samples = samples(&mut ticks, count.max(1), self.sample_ms);
-                    io::write(&mut telemetry, &Batch::encode(&samples), TELEMETRY_FRAME_MAX).await?;
+                    let samples = self.samples(&mut ticks, now);
+                    io::write(&mut telemetry, &Batch::encode(&samples), TELEMETRY_FRAME_MAX)
+                        .await?;
                     sent.fetch_add(1, Relaxed);
                     // On a grid, but never a burst to make up for time lost.
-                    at = at.zip(period(now, self.batch_ms)).map(|(at, p)| (at + p).max(Instant::now()));
+                    let next = at.zip(period(now, self.batch_ms)).map(|(at, p)| at + p);
+                    at = next.map(|next| next.max(Instant::now()));
                 }
                 changed = pace.changed() => {
                     changed.context("the fleet is gone")?;
-                    at = period(*pace.borrow_and_update(), self.batch_ms).map(|p| first(Some(p)));
+                    at = period(*pace.borrow_and_update(), self.batch_ms).map(first);
                 }
                 down = self.frames.next::<Down>() => match down? {
                     Some(Down::Telemetry { sample_ms, batch_ms }) => {
@@ -209,6 +218,22 @@ impl Session {
             }
         }
     }
+
+    /// What a batch holds at this pace.
+    fn samples(&self, ticks: &mut u64, pace: Pace) -> Vec<Sample> {
+        let count = match pace {
+            Pace::Asked => u64::from(self.batch_ms / self.sample_ms.max(1)),
+            Pace::Every(_) | Pace::Silent => 1,
+        };
+        let (now, count) = (UnixMs::now().0, count.clamp(1, SAMPLES_MAX as u64));
+        let oldest = now - (count - 1) * u64::from(self.sample_ms);
+        let at = (0..count).map(|i| UnixMs(oldest + i * u64::from(self.sample_ms)));
+        at.map(|at| {
+            *ticks += 1;
+            sample(*ticks, at)
+        })
+        .collect()
+    }
 }
 
 fn period(pace: Pace, batch_ms: u32) -> Option<Duration> {
@@ -219,27 +244,21 @@ fn period(pace: Pace, batch_ms: u32) -> Option<Duration> {
     }
 }
 
-/// Samples of a quiet machine: each field moves a little.
-fn samples(ticks: &mut u64, count: u32, sample_ms: u32) -> Vec<Sample> {
-    let now = UnixMs::now().0;
-    let count = u64::from(count.min(SAMPLES_MAX as u32));
-    let sample = |i: u64| {
-        *ticks += 1;
-        // Some digits that repeat seldom.
-        let noise = ticks.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-        Sample {
-            at: UnixMs(now - (count - 1 - i) * u64::from(sample_ms)),
-            cpu_permille: 10 + noise as u32 % 16,
-            memory_used_kib: 900_000 + noise,
-            disk_used_kib: 8_000_000 + *ticks,
-            net_rx_bytes_per_s: 300 + noise,
-            net_tx_bytes_per_s: 200 + noise,
-            temperature_decicelsius: Some(420 + (noise % 8) as i32),
-            load1_centi: 5 + noise as u32 % 4,
-            instances: 0,
-            agent_rss_kib: 14_000,
-            models_rss_kib: 0,
-        }
-    };
-    (0..count).map(sample).collect()
+/// A sample of a quiet machine: each field moves a little.
+fn sample(tick: u64, at: UnixMs) -> Sample {
+    // Some digits that repeat seldom.
+    let noise = tick.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+    Sample {
+        at,
+        cpu_permille: 10 + noise as u32 % 16,
+        memory_used_kib: 900_000 + noise,
+        disk_used_kib: 8_000_000 + tick,
+        net_rx_bytes_per_s: 300 + noise,
+        net_tx_bytes_per_s: 200 + noise,
+        temperature_decicelsius: Some(420 + (noise % 8) as i32),
+        load1_centi: 5 + noise as u32 % 4,
+        instances: 0,
+        agent_rss_kib: 14_000,
+        models_rss_kib: 0,
+    }
 }

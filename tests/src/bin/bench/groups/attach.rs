@@ -10,15 +10,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use hop3_tests::{Mesh, guest};
+use hop3_tests::guest;
 
-use crate::{cast, figures, report::Bench};
+use crate::{cast, figures, report::Bench, stage};
 
 /// Bytes of a line, its end included.
 const LINE_BYTES: usize = 4096;
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mesh = Mesh::start(&[("edge-1", "edge")]);
+    let mesh = stage::mesh();
     let bytes = bench.pick(16 << 20, 64 << 20);
     let input = mesh.file("input", text(bytes));
     let output = mesh.path("output");
@@ -27,12 +27,19 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
     mesh.hop3_with(&["task", "run", &module], b"warm\n").ok();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..bench.pick(2, 5) {
-        ours.push(mb_per_s(mesh.command(&["task", "run", &module]), &input, &output)?);
+        ours.push(mb_per_s(
+            mesh.command(&["task", "run", &module]),
+            &input,
+            &output,
+        )?);
         let upper = std::fs::read(&output)?;
         let mut tr = Command::new("tr");
         tr.args(["a-z", "A-Z"]).env("LC_ALL", "C");
         theirs.push(mb_per_s(tr, &input, &output)?);
-        anyhow::ensure!(upper == std::fs::read(&output)?, "the task's output is wrong");
+        anyhow::ensure!(
+            upper == std::fs::read(&output)?,
+            "the task's output is wrong"
+        );
     }
     bench.report("attach.mb_per_s", &ours, Some(figures::median(&theirs)));
     Ok(())
@@ -57,6 +64,10 @@ fn mb_per_s(mut command: Command, input: &Path, output: &Path) -> Result<f64> {
         .and_then(std::process::Child::wait_with_output)
         .with_context(|| format!("{command:?}"))?;
     let took = begun.elapsed().as_secs_f64();
-    anyhow::ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    anyhow::ensure!(
+        ran.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
     Ok(cast::figure(bytes) / 1e6 / took)
 }

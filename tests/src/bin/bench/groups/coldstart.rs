@@ -13,10 +13,10 @@ use anyhow::{Context as _, Result};
 use hop3_tests::{Mesh, guest};
 use serde_json::Value;
 
-use crate::{cast, fleet, http::Api, report::Bench};
+use crate::{cast, fleet, http::Api, report::Bench, stage};
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mut mesh = Mesh::start(&[("edge-1", "edge")]);
+    let mut mesh = stage::mesh();
     let count = bench.pick(5, 15);
     let small = variants(&mesh, "echo_small", "task", count)?;
     let large = variants(&mesh, "wordcount", "task", count)?;
@@ -34,9 +34,9 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
     }
     let runtime = fleet::runtime()?;
     runtime.block_on(call_all(&Api::of(&mesh)?, &called))?;
-    mesh.agents.get_mut("edge-1").context("no agent")?.stop();
-    mesh.start_agent("edge-1");
-    mesh.wait_ready("edge-1");
+    mesh.agents.get_mut(stage::NODE).context("no agent")?.stop();
+    mesh.start_agent(stage::NODE);
+    mesh.wait_ready(stage::NODE);
     for (metric, paths) in [("coldstart.ms", &small), ("coldstart.wordcount_ms", &large)] {
         let mut times = Vec::new();
         for path in paths {
@@ -59,7 +59,10 @@ pub(super) fn variants(mesh: &Mesh, name: &str, what: &str, count: u32) -> Resul
         anyhow::ensure!(length < 0x80, "one byte of LEB128");
         let module = [module.as_slice(), &[0, length], &content].concat();
         // Shown as `argv[0]` and by its artifact's name.
-        let path = mesh.file(&format!("{}-{what}-{i}.wasm", name.replace('_', "-")), module);
+        let path = mesh.file(
+            &format!("{}-{what}-{i}.wasm", name.replace('_', "-")),
+            module,
+        );
         Ok(path.display().to_string())
     };
     (0..count).map(copy).collect()
@@ -77,7 +80,9 @@ fn load_ms(task: &Value) -> Result<f64> {
 }
 
 fn number(value: &Value) -> Result<f64> {
-    value.as_f64().with_context(|| format!("not a number: {value}"))
+    value
+        .as_f64()
+        .with_context(|| format!("not a number: {value}"))
 }
 
 /// Invokes each module once, over one connection; how long each took.
@@ -85,7 +90,10 @@ async fn call_all(api: &Api, paths: &[String]) -> Result<Vec<f64>> {
     let mut connection = api.connect().await?;
     let mut times = Vec::new();
     for path in paths {
-        let name = std::path::Path::new(path).file_stem().unwrap_or_default().to_string_lossy();
+        let name = std::path::Path::new(path)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy();
         let path = format!("/v1/invoke?module={name}");
         let request = api.request("POST", &path, "application/octet-stream", b"hello");
         let begun = Instant::now();

@@ -19,13 +19,14 @@ use crate::{
     http::Api,
     proc,
     report::{Bench, say},
+    stage,
 };
 
 /// Join tokens made at once: the coordinator keeps at most 1,000.
 const TOKENS_MAX: usize = 500;
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mut mesh = Mesh::start(&[]);
+    let mut mesh = stage::coordinator();
     proc::settled_pss_mib(mesh.coordinator.pid())?;
     let empty_mib = proc::rss_mib(mesh.coordinator.pid())?;
     let runtime = fleet::runtime()?;
@@ -43,7 +44,11 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
             anyhow::Ok((fleet, door))
         })?;
         let per_s = cast::figure(size as u64) / begun.elapsed().as_secs_f64();
-        bench.report(&format!("coordinator.connects_per_s.{size}"), &[per_s], None);
+        bench.report(
+            &format!("coordinator.connects_per_s.{size}"),
+            &[per_s],
+            None,
+        );
         proc::settled_pss_mib(pid)?;
         let window = Duration::from_secs(bench.pick(20, 60));
         let cpu = proc::cpu_percent(pid, window)?;
@@ -80,7 +85,10 @@ async fn all_ready(mesh: &Mesh, size: usize) -> Result<()> {
     let request = api.request("GET", "/v1/nodes", "application/json", b"");
     let answer = api.connect().await?.good(&request).await?;
     let nodes: Vec<serde_json::Value> = serde_json::from_slice(&answer.body)?;
-    let ready = nodes.iter().filter(|node| node["status"] == "ready").count();
+    let ready = nodes
+        .iter()
+        .filter(|node| node["status"] == "ready")
+        .count();
     anyhow::ensure!(ready == size, "{ready} of {size} agents are ready");
     Ok(())
 }

@@ -39,8 +39,20 @@ fn start(dir: &Path) -> Result<Duration> {
     let _ = std::fs::remove_file(&ready);
     let mut command = Command::new(bin("hop3-coordinator"));
     let listen = "127.0.0.1:0";
-    command.args(["run", "--mesh", "bench", "--mesh-listen", listen, "--api-listen", listen]);
-    command.arg("--data-dir").arg(dir.join("data")).arg("--ready-file").arg(&ready);
+    command.args([
+        "run",
+        "--mesh",
+        "bench",
+        "--mesh-listen",
+        listen,
+        "--api-listen",
+        listen,
+    ]);
+    command
+        .arg("--data-dir")
+        .arg(dir.join("data"))
+        .arg("--ready-file")
+        .arg(&ready);
     let begun = Instant::now();
     let mut daemon = Daemon::start(command, &dir.join("log"));
     while !ready.exists() {

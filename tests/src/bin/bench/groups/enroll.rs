@@ -5,17 +5,17 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use hop3_tests::Mesh;
 
 use crate::{
     cast,
     fleet::{self, Door, tokens},
     http::Api,
     report::Bench,
+    stage,
 };
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mesh = Mesh::start(&[]);
+    let mesh = stage::coordinator();
     let runtime = fleet::runtime()?;
     let (runs, count) = (bench.pick(2, 4), bench.pick(100, 400));
     let (mut enrolled, mut made) = (Vec::new(), Vec::new());

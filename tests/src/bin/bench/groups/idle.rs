@@ -18,21 +18,26 @@ use crate::{
     cast, fleet, proc,
     relay::{self, Counts},
     report::Bench,
+    stage,
 };
 
 /// Until the session is idle.
 const SETTLE: Duration = Duration::from_secs(15);
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mut mesh = Mesh::start(&[]);
+    let mut mesh = stage::coordinator();
     let runtime = fleet::runtime()?;
     let front = runtime.block_on(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))?;
     let token = relayed(&mesh, &front.local_addr()?.to_string())?;
     let counts = Arc::new(Counts::default());
-    runtime.spawn(relay::run(front, mesh.mesh_address.parse()?, counts.clone()));
-    mesh.enroll_with("edge-1", &token).ok();
-    mesh.start_agent("edge-1");
-    mesh.wait_ready("edge-1");
+    runtime.spawn(relay::run(
+        front,
+        mesh.mesh_address.parse()?,
+        counts.clone(),
+    ));
+    mesh.enroll_with(stage::NODE, &token).ok();
+    mesh.start_agent(stage::NODE);
+    mesh.wait_ready(stage::NODE);
     let (bytes, _) = counts.now();
     anyhow::ensure!(bytes > 0, "the agent does not use the relay");
     proc::pause(SETTLE);
@@ -46,11 +51,15 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
         // Each look keeps the node watched for ten seconds.
         let watch = || {
             while Instant::now() < until {
-                mesh.hop3(&["node", "show", "edge-1"]).ok();
+                mesh.hop3(&["node", "show", stage::NODE]).ok();
                 proc::pause(Duration::from_secs(4));
             }
         };
-        bench.report("telemetry.watched_bits_per_s", &[bits_per_s(&counts, watch)], None);
+        bench.report(
+            "telemetry.watched_bits_per_s",
+            &[bits_per_s(&counts, watch)],
+            None,
+        );
     }
     Ok(())
 }
@@ -64,7 +73,9 @@ fn bits_per_s(counts: &Counts, window: impl FnOnce()) -> f64 {
 
 /// A fresh join token, with `address` as the coordinator's.
 fn relayed(mesh: &Mesh, address: &str) -> Result<String> {
-    let line = mesh.hop3(&["node", "token", "create", "--tier", "edge", "--quiet"]).ok();
+    let line = mesh
+        .hop3(&["node", "token", "create", "--tier", "edge", "--quiet"])
+        .ok();
     let token: JoinToken = line.trim().parse()?;
     let ca = std::fs::read_to_string(mesh.path("coordinator/ca.pem")).context("ca.pem")?;
     let ca = CaCertificate::from_pem(&ca)?;

@@ -7,13 +7,14 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use hop3_tests::{Mesh, guest};
+use hop3_tests::guest;
 
 use crate::{
     floor,
     http::Api,
     load::{Load, Seen},
     report::Bench,
+    stage,
 };
 
 /// Until connections, code and caches are warm.
@@ -31,9 +32,10 @@ struct Runs {
 }
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mesh = Mesh::start(&[("edge-1", "edge")]);
+    let mesh = stage::mesh();
     for module in ["echo_small", "empty"] {
-        mesh.hop3(&["artifact", "push", &guest(module).display().to_string()]).ok();
+        mesh.hop3(&["artifact", "push", &guest(module).display().to_string()])
+            .ok();
     }
     let api = Api::of(&mesh)?;
     let payload = vec![b'x'; PAYLOAD_BYTES];
@@ -44,17 +46,37 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
         bench.report(&format!("invoke.per_s.{in_flight}"), &echo.per_s, None);
         bench.report("invoke.node_us", &echo.node_us, None);
         let empty = measure(bench, &api, "empty", b"", in_flight)?;
-        bench.report(&format!("invoke.empty_p50_ms.{in_flight}"), &empty.p50_ms, None);
-        bench.report(&format!("invoke.empty_p99_ms.{in_flight}"), &empty.p99_ms, None);
-        bench.report(&format!("invoke.empty_per_s.{in_flight}"), &empty.per_s, None);
+        bench.report(
+            &format!("invoke.empty_p50_ms.{in_flight}"),
+            &empty.p50_ms,
+            None,
+        );
+        bench.report(
+            &format!("invoke.empty_p99_ms.{in_flight}"),
+            &empty.p99_ms,
+            None,
+        );
+        bench.report(
+            &format!("invoke.empty_per_s.{in_flight}"),
+            &empty.per_s,
+            None,
+        );
     }
     drop(mesh);
     let dir = tempfile::tempdir()?;
     let (_floor, api) = floor::start(dir.path())?;
     for in_flight in [1, 64] {
         let floor = measure(bench, &api, "floor", &payload, in_flight)?;
-        bench.report(&format!("invoke.baseline_p50_ms.{in_flight}"), &floor.p50_ms, None);
-        bench.report(&format!("invoke.baseline_per_s.{in_flight}"), &floor.per_s, None);
+        bench.report(
+            &format!("invoke.baseline_p50_ms.{in_flight}"),
+            &floor.p50_ms,
+            None,
+        );
+        bench.report(
+            &format!("invoke.baseline_per_s.{in_flight}"),
+            &floor.per_s,
+            None,
+        );
     }
     Ok(())
 }
@@ -76,7 +98,12 @@ fn measure(
             expected: payload.to_vec().into(),
             in_flight,
         };
-        let Seen { per_s, p50_ms, p99_ms, node_us } = load.run(WARM_UP, window)?;
+        let Seen {
+            per_s,
+            p50_ms,
+            p99_ms,
+            node_us,
+        } = load.run(WARM_UP, window)?;
         runs.per_s.push(per_s);
         runs.p50_ms.push(p50_ms);
         runs.p99_ms.push(p99_ms);

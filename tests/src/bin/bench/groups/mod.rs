@@ -51,7 +51,11 @@ pub(crate) const ALL: &[Group] = &[
         metrics: &["coordinator.start_ms", "coordinator.restart_ms"],
         run: coordinator::run,
     },
-    Group { name: "enroll", metrics: &["enroll."], run: enroll::run },
+    Group {
+        name: "enroll",
+        metrics: &["enroll."],
+        run: enroll::run,
+    },
     Group {
         name: "connected",
         metrics: &[
@@ -72,15 +76,38 @@ pub(crate) const ALL: &[Group] = &[
         metrics: &["telemetry.idle_bits_per_s", "telemetry.watched_bits_per_s"],
         run: idle::run,
     },
-    Group { name: "invoke", metrics: &["invoke."], run: invoke::run },
-    Group { name: "coldstart", metrics: &["coldstart."], run: coldstart::run },
-    Group { name: "task", metrics: &["task."], run: task::run },
-    Group { name: "onnx", metrics: &["onnx."], run: onnx::run },
-    Group { name: "attach", metrics: &["attach."], run: attach::run },
+    Group {
+        name: "invoke",
+        metrics: &["invoke."],
+        run: invoke::run,
+    },
+    Group {
+        name: "coldstart",
+        metrics: &["coldstart."],
+        run: coldstart::run,
+    },
+    Group {
+        name: "task",
+        metrics: &["task."],
+        run: task::run,
+    },
+    Group {
+        name: "onnx",
+        metrics: &["onnx."],
+        run: onnx::run,
+    },
+    Group {
+        name: "attach",
+        metrics: &["attach."],
+        run: attach::run,
+    },
 ];
 
 /// Runs one group.
 pub(crate) fn run(name: &str, bench: &Bench) -> Result<()> {
-    let group = ALL.iter().find(|group| group.name == name).context("there is no such group")?;
+    let group = ALL
+        .iter()
+        .find(|group| group.name == name)
+        .context("there is no such group")?;
     (group.run)(bench)
 }

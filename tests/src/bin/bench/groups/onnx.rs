@@ -10,15 +10,22 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 use hop3_common::api::InferResponse;
-use hop3_tests::{Mesh, data};
+use hop3_tests::data;
 use serde::Deserialize;
 
 use crate::{
     cast, figures, fleet,
     http::Api,
     report::{Bench, say},
+    stage,
 };
 
+/// Models, and the facts of their inputs, whose first dimension they leave free.
+const MODELS: &[(&str, &str)] = &[
+    ("skl_mlp", "X:f32[batch,64]"),
+    ("mlp_qdq", "x:f32[batch,64]"),
+    ("cnn_qdq", "x:f32[batch,1,28,28]"),
+];
 /// Metric, model and input of each case. `…_450`: a batch of 450 digits.
 const CASES: &[(&str, &str, &str)] = &[
     ("skl_mlp", "skl_mlp", "skl_mlp_input"),
@@ -36,15 +43,13 @@ struct Theirs {
 }
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mesh = Mesh::start(&[("edge-1", "edge")]);
-    let mut pushed: Vec<&str> = Vec::new();
-    for (_, model, _) in CASES {
-        if !pushed.contains(model) {
-            pushed.push(model);
-            let (name, file) = (model.replace('_', "-"), fixture(&format!("{model}.onnx")));
-            mesh.hop3(&["model", "push", &name, &file.display().to_string()]).ok();
-            mesh.hop3(&["model", "deploy", &name]).ok();
-        }
+    let mesh = stage::mesh();
+    for (model, input) in MODELS {
+        let (name, file) = (model.replace('_', "-"), fixture(&format!("{model}.onnx")));
+        let file = file.display().to_string();
+        mesh.hop3(&["model", "push", &name, &file, "--spec", input])
+            .ok();
+        mesh.hop3(&["model", "deploy", &name]).ok();
     }
     let runtime = fleet::runtime()?;
     let api = Api::of(&mesh)?;
@@ -63,14 +68,21 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
         }
         if let Some(python) = &python {
             let answer = onnxruntime(python, count)?;
-            theirs.iter_mut().zip(answer.us).for_each(|(all, us)| all.push(us));
+            theirs
+                .iter_mut()
+                .zip(answer.us)
+                .for_each(|(all, us)| all.push(us));
         }
     }
     for (i, (case, ..)) in CASES.iter().enumerate() {
         let peer = (!theirs[i].is_empty()).then(|| figures::median(&theirs[i]));
         bench.report(&format!("onnx.us.{case}"), &ours[i], peer);
         bench.report(&format!("onnx.total_us.{case}"), &totals[i], None);
-        let ratios: Vec<f64> = ours[i].iter().zip(&theirs[i]).map(|(us, them)| us / them).collect();
+        let ratios: Vec<f64> = ours[i]
+            .iter()
+            .zip(&theirs[i])
+            .map(|(us, them)| us / them)
+            .collect();
         bench.report(&format!("onnx.ratio.{case}"), &ratios, Some(1.0));
     }
     Ok(())
@@ -102,13 +114,18 @@ fn onnxruntime(python: &std::ffi::OsStr, count: usize) -> Result<Theirs> {
     let mut command = Command::new(python);
     command.args(["-c", include_str!("onnx.py")]);
     for (_, model, input) in CASES {
-        command.arg(fixture(&format!("{model}.onnx"))).arg(fixture(&format!("{input}.npy")));
+        command
+            .arg(fixture(&format!("{model}.onnx")))
+            .arg(fixture(&format!("{input}.npy")));
         command.arg(count.to_string());
     }
     let output = command.output().context("cannot run Python")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "onnxruntime failed: {stderr}");
     let theirs: Theirs = serde_json::from_slice(&output.stdout).context("onnxruntime's times")?;
-    say(format!("onnxruntime {}: {:?} µs", theirs.version, theirs.us));
+    say(format!(
+        "onnxruntime {}: {:?} µs",
+        theirs.version, theirs.us
+    ));
     Ok(theirs)
 }

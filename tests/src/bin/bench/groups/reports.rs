@@ -6,7 +6,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hop3_tests::Mesh;
 
 use super::connected::enroll;
 use crate::{
@@ -14,6 +13,7 @@ use crate::{
     fleet::{self, Door, Fleet, Pace},
     proc,
     report::Bench,
+    stage,
 };
 
 /// Between an agent's reports.
@@ -22,7 +22,7 @@ const PERIOD: Duration = Duration::from_millis(125);
 const WARM_UP: Duration = Duration::from_secs(2);
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mesh = Mesh::start(&[]);
+    let mesh = stage::coordinator();
     let pid = mesh.coordinator.pid();
     let runtime = fleet::runtime()?;
     let mut members = Vec::new();

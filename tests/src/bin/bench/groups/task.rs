@@ -4,13 +4,13 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use hop3_tests::{Mesh, guest};
+use hop3_tests::guest;
 
 use super::coldstart::variants;
-use crate::{cast, report::Bench};
+use crate::{cast, report::Bench, stage};
 
 pub(super) fn run(bench: &Bench) -> Result<()> {
-    let mesh = Mesh::start(&[("edge-1", "edge")]);
+    let mesh = stage::mesh();
     let hello = guest("hello").display().to_string();
     let once = |path: &str| {
         let begun = Instant::now();

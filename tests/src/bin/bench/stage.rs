@@ -1,0 +1,28 @@
+//! A mesh as its users run it: the tests' harness shortens times; here all are the defaults.
+
+use anyhow::{Context as _, Result};
+use hop3_tests::Mesh;
+
+/// The one agent of most groups.
+pub(crate) const NODE: &str = "edge-1";
+
+/// A coordinator alone.
+pub(crate) fn coordinator() -> Mesh {
+    let mesh = Mesh::start(&[]);
+    mesh.file("agent.toml", "");
+    mesh
+}
+
+/// A coordinator and one agent with a session.
+pub(crate) fn mesh() -> Mesh {
+    let mut mesh = coordinator();
+    mesh.enroll(NODE, "edge").ok();
+    mesh.start_agent(NODE);
+    mesh.wait_ready(NODE);
+    mesh
+}
+
+/// The process of the one agent.
+pub(crate) fn agent_pid(mesh: &Mesh) -> Result<u32> {
+    Ok(mesh.agents.get(NODE).context("there is no agent")?.pid())
+}
