@@ -22,6 +22,9 @@ use crate::{
 /// Exit code of hop3's own failures.
 const FAILED: u8 = 1;
 
+/// Tells a daemon to end when the process that started it does.
+const DIE_WITH_PARENT: &str = "HOP3_DIE_WITH_PARENT";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "hop3-agent",
@@ -122,6 +125,16 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Ends with the process that started it, where that asks for it (`hop3 dev`).
+fn die_with_parent() -> anyhow::Result<()> {
+    if std::env::var_os(DIE_WITH_PARENT).is_some() {
+        let signal = Some(rustix::process::Signal::TERM);
+        rustix::process::set_parent_process_death_signal(signal)
+            .context("cannot ask to end with the parent")?;
+    }
+    Ok(())
+}
+
 fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::ModelHost => anyhow::bail!("give `model-host` as the first argument"),
@@ -134,6 +147,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
                 writeln!(std::io::stderr(), "the configuration is valid")?;
                 return Ok(());
             }
+            die_with_parent()?;
             runtime()?.block_on(agent::run(config))?;
             Ok(())
         }

@@ -204,7 +204,10 @@ fn validate(raw: Raw, places: &Places) -> Result<Config, Error> {
     }
     let keep_alive = raw.keep_alive.unwrap_or(KEEP_ALIVE);
     if !(Millis(500)..=Millis::secs(25)).contains(&keep_alive) {
-        return Err(field("keep_alive", "must be from 500ms to 25s: NATs forget after 30s"));
+        return Err(field(
+            "keep_alive",
+            "must be from 500ms to 25s: NATs forget after 30s",
+        ));
     }
     let data_dir = raw.data_dir.unwrap_or_else(|| places.data_dir.clone());
     if !data_dir.is_absolute() {

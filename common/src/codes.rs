@@ -49,7 +49,7 @@ codes! {
     NotFound = 104, 404, "no such resource", "List what there is with `hop3 … ls`.";
     Conflict = 105, 409, "conflict", "Somebody else changed it: look again and repeat.";
     Ambiguous = 106, 409, "ambiguous prefix", "Give more of the id.";
-    Unauthenticated = 201, 401, "not authenticated", "Give a valid API token: `hop3 context` shows the one in use.";
+    Unauthenticated = 201, 401, "not authenticated", "Give a valid API token: `hop3 context show` names the file in use.";
     Forbidden = 202, 403, "not allowed", "Ask an operator for the right.";
     TokenUnknown = 301, 403, "join token unknown", "Make a new one: `hop3 node token create`.";
     TokenExpired = 302, 403, "join token expired", "Make a new one: `hop3 node token create`.";
@@ -86,9 +86,9 @@ codes! {
     Deadline = 510, 504, "deadline exceeded", "Raise the deadline, or ask for less.";
     OutputGone = 511, 410, "output no longer kept", "";
     ModelUnknown = 601, 404, "no such model", "List models with `hop3 model ls`.";
-    ModelVersionUnknown = 602, 404, "no such model version", "List versions with `hop3 model ls`.";
+    ModelVersionUnknown = 602, 404, "no such model version", "List versions with `hop3 model show NAME`.";
     ModelNotReady = 603, 503, "model not ready", "See why with `hop3 explain model NAME`.";
-    TensorShape = 604, 400, "wrong tensor", "Send the shapes and types that `hop3 model ls` shows.";
+    TensorShape = 604, 400, "wrong tensor", "Send the shapes and types that `hop3 model show NAME` tells.";
     ModelFailed = 605, 500, "inference failed", "";
     NoRollback = 606, 409, "nothing to roll back to", "";
     ModelMemory = 607, 500, "model out of memory", "Raise `spec.memory`.";

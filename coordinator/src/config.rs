@@ -4,8 +4,10 @@
 //! [`Config`]; errors name the field and the fix. Pure but for [`load`].
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use figment::{
@@ -18,7 +20,7 @@ use hop3_common::{
     spec::{ByteSize, Millis},
 };
 use rustls::pki_types::ServerName;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// Prefix of environment variables.
 pub const ENV_PREFIX: &str = "HOP3_COORDINATOR_";
@@ -52,13 +54,13 @@ pub struct Raw {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub api_name: Vec<String>,
     /// A node away for longer is lost (`30s`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "amount", skip_serializing_if = "Option::is_none")]
     pub lost_after: Option<Millis>,
     /// Life of node certificates (`1d`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "amount", skip_serializing_if = "Option::is_none")]
     pub certificate_ttl: Option<Millis>,
     /// Largest artifact (`1GiB`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "amount", skip_serializing_if = "Option::is_none")]
     pub artifact_max: Option<ByteSize>,
     /// The placement strategy where none is named.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,6 +123,27 @@ pub enum Error {
     /// The file is not there.
     #[error("there is no configuration file {}", .0.display())]
     Missing(PathBuf),
+}
+
+/// An amount as text with its unit, or as a plain number (TOML's are signed).
+fn amount<'de, D: Deserializer<'de>, T: FromStr>(from: D) -> Result<Option<T>, D::Error>
+where
+    T::Err: fmt::Display,
+{
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "write a number, or text with a unit such as 30s or 1GiB"
+    )]
+    enum Written {
+        Number(u64),
+        Text(String),
+    }
+    let text = match Written::deserialize(from)? {
+        Written::Number(number) => number.to_string(),
+        Written::Text(text) => text,
+    };
+    text.parse().map(Some).map_err(de::Error::custom)
 }
 
 fn wrong(field: &'static str, problem: impl Into<String>) -> Error {
@@ -292,7 +315,7 @@ mod tests {
     #[test]
     fn values_have_units_and_addresses_ports_or_not() {
         let config =
-            raw("lost_after = '5s'\nartifact_max = '2GiB'\nadvertise = ['a.b', '::1', 'c:9']")
+            raw("certificate_ttl = 60000\nlost_after = '5s'\nartifact_max = '2GiB'\nadvertise = ['a.b', '::1', 'c:9']")
                 .unwrap();
         assert_eq!(
             (config.lost_after_ms, config.artifact_bytes_max),

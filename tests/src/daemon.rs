@@ -11,13 +11,23 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The built binary `name`: from `$HOP3_BIN_DIR`, else beside this test's own.
 #[must_use]
 pub fn bin(name: &str) -> PathBuf {
-    let dir = std::env::var_os("HOP3_BIN_DIR").map(PathBuf::from).or_else(|| {
-        let here = std::env::current_exe().ok()?;
-        let dir = here.parent()?;
-        Some(if dir.ends_with("deps") { dir.parent()?.to_owned() } else { dir.to_owned() })
-    });
+    let dir = std::env::var_os("HOP3_BIN_DIR")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let here = std::env::current_exe().ok()?;
+            let dir = here.parent()?;
+            Some(if dir.ends_with("deps") {
+                dir.parent()?.to_owned()
+            } else {
+                dir.to_owned()
+            })
+        });
     let path = dir.unwrap_or_default().join(name);
-    assert!(path.is_file(), "{} is not built: cargo build --workspace --bins", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not built: cargo build --workspace --bins",
+        path.display()
+    );
     path
 }
 
@@ -42,7 +52,10 @@ impl Daemon {
             .stderr(file)
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self { child, log: log.to_owned() }
+        Self {
+            child,
+            log: log.to_owned(),
+        }
     }
 
     /// Its process id.

@@ -5,12 +5,22 @@ use std::path::{Path, PathBuf};
 /// The Wasm guest `name` as `scripts/guests` built it.
 #[must_use]
 pub fn guest(name: &str) -> PathBuf {
-    let dir = std::env::var_os("HOP3_GUESTS_DIR").map(PathBuf::from).or_else(|| {
-        let cache = std::env::var_os("HOP3_CACHE").map(PathBuf::from);
-        Some(cache.or_else(|| Some(std::env::home_dir()?.join(".cache/hop3")))?.join("guests"))
-    });
+    let dir = std::env::var_os("HOP3_GUESTS_DIR")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let cache = std::env::var_os("HOP3_CACHE").map(PathBuf::from);
+            Some(
+                cache
+                    .or_else(|| Some(std::env::home_dir()?.join(".cache/hop3")))?
+                    .join("guests"),
+            )
+        });
     let path = dir.unwrap_or_default().join(format!("{name}.wasm"));
-    assert!(path.is_file(), "{} is not built: run scripts/guests", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not built: run scripts/guests",
+        path.display()
+    );
     path
 }
 

@@ -30,7 +30,10 @@ pub fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < deadline, "did not happen within {limit:?}: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "did not happen within {limit:?}: {what}"
+        );
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }

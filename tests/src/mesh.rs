@@ -47,7 +47,11 @@ impl Run {
     /// Its standard output, if it succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert_eq!(self.code, 0, "stderr: {}\nstdout: {}", self.stderr, self.stdout);
+        assert_eq!(
+            self.code, 0,
+            "stderr: {}\nstdout: {}",
+            self.stderr, self.stdout
+        );
         self.stdout
     }
 
@@ -61,9 +65,17 @@ impl Run {
     /// Its standard error, if it failed with `code` and says all of `parts`.
     #[track_caller]
     pub fn fails(self, code: i32, parts: &[&str]) -> String {
-        assert_eq!(self.code, code, "stderr: {}\nstdout: {}", self.stderr, self.stdout);
+        assert_eq!(
+            self.code, code,
+            "stderr: {}\nstdout: {}",
+            self.stderr, self.stdout
+        );
         for part in parts {
-            assert!(self.stderr.contains(part), "no {part:?} in: {}", self.stderr);
+            assert!(
+                self.stderr.contains(part),
+                "no {part:?} in: {}",
+                self.stderr
+            );
         }
         self.stderr
     }
@@ -71,7 +83,6 @@ impl Run {
 
 /// A running mesh.
 pub struct Mesh {
-    dir: TempDir,
     /// The coordinator.
     pub coordinator: Daemon,
     /// The agents, by node name.
@@ -81,13 +92,18 @@ pub struct Mesh {
     /// The REST API.
     pub api: String,
     options: Options,
+    /// Last: what is dropped before it may still read its logs.
+    dir: TempDir,
 }
 
 impl Mesh {
     /// Starts a mesh with one node per name and tier, and waits until all are ready.
     #[must_use]
     pub fn start(nodes: &[(&'static str, &'static str)]) -> Self {
-        Self::with(Options { nodes: nodes.to_vec(), ..Options::default() })
+        Self::with(Options {
+            nodes: nodes.to_vec(),
+            ..Options::default()
+        })
     }
 
     /// Starts a mesh.
@@ -97,14 +113,23 @@ impl Mesh {
             .prefix("hop3-test-")
             .tempdir()
             .unwrap_or_else(|error| panic!("no temporary directory: {error}"));
-        write(&dir.path().join("coordinator.toml"), &options.coordinator_config);
+        write(
+            &dir.path().join("coordinator.toml"),
+            &options.coordinator_config,
+        );
         // On one machine a lost session should show at once.
         let agent_config = format!("keep_alive = \"1s\"\n{}", options.agent_config);
         write(&dir.path().join("agent.toml"), &agent_config);
         let (coordinator, mesh_address, api) =
             start_coordinator(dir.path(), "127.0.0.1:0", "127.0.0.1:0");
-        let mut mesh =
-            Self { dir, coordinator, agents: BTreeMap::new(), mesh_address, api, options };
+        let mut mesh = Self {
+            dir,
+            coordinator,
+            agents: BTreeMap::new(),
+            mesh_address,
+            api,
+            options,
+        };
         for (name, tier) in mesh.options.nodes.clone() {
             mesh.enroll(name, tier).ok();
             mesh.start_agent(name);
@@ -165,7 +190,10 @@ impl Mesh {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("hop3 {args:?}: {error}"));
-        let mut stdin = child.stdin.take().unwrap_or_else(|| unreachable!("it is piped"));
+        let mut stdin = child
+            .stdin
+            .take()
+            .unwrap_or_else(|| unreachable!("it is piped"));
         let input = input.to_vec();
         // On a thread: the child may write before it has read everything.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
@@ -186,13 +214,19 @@ impl Mesh {
     #[must_use]
     pub fn agent_command(&self, name: &str, verb: &str) -> Command {
         let mut command = Command::new(bin("hop3-agent"));
-        command.arg(verb).arg("--data-dir").arg(self.path(name)).stdin(Stdio::null());
+        command
+            .arg(verb)
+            .arg("--data-dir")
+            .arg(self.path(name))
+            .stdin(Stdio::null());
         command
     }
 
     /// Makes a join token and enrolls a node with it, without starting it.
     pub fn enroll(&self, name: &str, tier: &str) -> Run {
-        let token = self.hop3(&["node", "token", "create", "--tier", tier, "--name", name, "--quiet"]);
+        let token = self.hop3(&[
+            "node", "token", "create", "--tier", tier, "--name", name, "--quiet",
+        ]);
         self.enroll_with(name, &token.ok())
     }
 
@@ -200,7 +234,12 @@ impl Mesh {
     pub fn enroll_with(&self, name: &str, token: &str) -> Run {
         let file = self.file(&format!("{name}.token"), token);
         let mut command = self.agent_command(name, "enroll");
-        let output = command.arg("--name").arg(name).arg("--token-file").arg(file).output();
+        let output = command
+            .arg("--name")
+            .arg(name)
+            .arg("--token-file")
+            .arg(file)
+            .output();
         Run::of(output.unwrap_or_else(|error| panic!("hop3-agent enroll: {error}")))
     }
 
@@ -262,7 +301,15 @@ fn start_coordinator(dir: &Path, mesh: &str, api: &str) -> (Daemon, String, Stri
     let _ = fs::remove_file(&ready);
     let mut command = Command::new(bin("hop3-coordinator"));
     command
-        .args(["run", "--mesh", "test", "--mesh-listen", mesh, "--api-listen", api])
+        .args([
+            "run",
+            "--mesh",
+            "test",
+            "--mesh-listen",
+            mesh,
+            "--api-listen",
+            api,
+        ])
         .arg("--config")
         .arg(dir.join("coordinator.toml"))
         .arg("--data-dir")
@@ -271,7 +318,11 @@ fn start_coordinator(dir: &Path, mesh: &str, api: &str) -> (Daemon, String, Stri
         .arg(&ready);
     let mut daemon = Daemon::start(command, &dir.join("coordinator.log"));
     let view: Value = eventually("the coordinator is ready", || {
-        assert!(daemon.ended().is_none(), "the coordinator died: {}", daemon.log());
+        assert!(
+            daemon.ended().is_none(),
+            "the coordinator died: {}",
+            daemon.log()
+        );
         serde_json::from_slice(&fs::read(&ready).ok()?).ok()
     });
     let text = |key: &str| view[key].as_str().unwrap_or_default().to_owned();

@@ -11,7 +11,9 @@ pub fn read_f32(path: &Path) -> (Vec<u64>, Vec<f32>) {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let tensor =
         from_npy(&Bytes::from(bytes)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let values = tensor.to_f32().unwrap_or_else(|| panic!("{} is not f32", path.display()));
+    let values = tensor
+        .to_f32()
+        .unwrap_or_else(|| panic!("{} is not f32", path.display()));
     (tensor.shape().to_vec(), values)
 }
 

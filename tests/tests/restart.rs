@@ -13,7 +13,9 @@ fn a_killed_coordinator_comes_back_with_everything() {
     let id = mesh.submit(&[&path("hello")]);
     let before = mesh.wait_task(&id, &["succeeded"]);
     let output = mesh.hop3(&["task", "logs", &id]).ok();
-    let open = mesh.json(&["node", "token", "create", "--tier", "iot", "--name", "iot-1"]);
+    let open = mesh.json(&[
+        "node", "token", "create", "--tier", "iot", "--name", "iot-1",
+    ]);
 
     mesh.coordinator.kill();
     mesh.start_coordinator();
@@ -24,7 +26,8 @@ fn a_killed_coordinator_comes_back_with_everything() {
     assert_eq!(mesh.node("edge-1")["labels"]["zone"], "a");
     mesh.hop3(&["artifact", "show", "hello"]).ok();
     mesh.hop3(&["task", "run", "hello"]).ok();
-    mesh.enroll_with("iot-1", open["token"].as_str().unwrap_or_default()).ok();
+    mesh.enroll_with("iot-1", open["token"].as_str().unwrap_or_default())
+        .ok();
 }
 
 #[test]
@@ -52,7 +55,10 @@ fn a_killed_agent_comes_back_with_its_identity_and_reports_what_it_lost() {
     }
     mesh.start_agent("edge-1");
     let lost = mesh.wait_task(&lost, &["failed"]);
-    assert_eq!(lost["result"]["end"]["failed"]["code"], "HOP3-0502", "{lost}");
+    assert_eq!(
+        lost["result"]["end"]["failed"]["code"], "HOP3-0502",
+        "{lost}"
+    );
     mesh.wait_ready("edge-1");
     assert_eq!(mesh.json(&["task", "show", &done])["phase"], "succeeded");
     mesh.hop3(&["task", "run", &path("hello")]).ok();
@@ -82,7 +88,15 @@ fn a_retried_task_runs_elsewhere_when_its_node_is_lost() {
 #[test]
 fn an_attached_task_survives_the_coordinator() {
     let mut mesh = Mesh::start(&[("edge-1", "edge")]);
-    let text: Vec<u8> = (0..6_000_000u32).map(|i| if i % 53 == 52 { b'\n' } else { b'a' + (i % 19) as u8 }).collect();
+    let text: Vec<u8> = (0..6_000_000u32)
+        .map(|i| {
+            if i % 53 == 52 {
+                b'\n'
+            } else {
+                b'a' + (i % 19) as u8
+            }
+        })
+        .collect();
     let input = mesh.file("input.txt", &text);
     let out = mesh.path("out.txt");
     let stdout = std::fs::File::create(&out).unwrap_or_else(|error| panic!("{error}"));
@@ -93,7 +107,9 @@ fn an_attached_task_survives_the_coordinator() {
         .stdout(stdout)
         .spawn()
         .unwrap_or_else(|error| panic!("{error}"));
-    eventually("output begins", || (out.metadata().ok()?.len() > 0).then_some(()));
+    eventually("output begins", || {
+        (out.metadata().ok()?.len() > 0).then_some(())
+    });
     mesh.coordinator.kill();
     mesh.start_coordinator();
     let status = eventually("the task ends", || child.try_wait().ok()?);
@@ -107,7 +123,15 @@ fn an_attached_task_survives_the_coordinator() {
 fn a_model_serves_again_after_its_agent_and_the_coordinator_were_killed() {
     let mut mesh = Mesh::start(&[("cloud-1", "cloud")]);
     let model = data("fixtures/models/skl_mlp.onnx").display().to_string();
-    mesh.hop3(&["model", "push", "digits", &model, "--spec", "X:f32[batch,64]"]).ok();
+    mesh.hop3(&[
+        "model",
+        "push",
+        "digits",
+        &model,
+        "--spec",
+        "X:f32[batch,64]",
+    ])
+    .ok();
     mesh.hop3(&["model", "deploy", "digits"]).ok();
     let digits = slice_rows(&data("fixtures/models/digits_x.npy"), 0, 4);
     let input = mesh.file("x.npy", digits).display().to_string();
@@ -120,7 +144,9 @@ fn a_model_serves_again_after_its_agent_and_the_coordinator_were_killed() {
     mesh.start_coordinator();
     mesh.wait_ready("cloud-1");
     let after = eventually("the model answers again", || {
-        let run = mesh.hop3(&["model", "infer", "digits", "--input", &input, "--output", "json"]);
+        let run = mesh.hop3(&[
+            "model", "infer", "digits", "--input", &input, "--output", "json",
+        ]);
         (run.code == 0).then(|| run.json()["outputs"].clone())
     });
     assert_eq!(before, after);

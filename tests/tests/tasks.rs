@@ -9,7 +9,16 @@ fn path(name: &str) -> String {
 #[test]
 fn an_attached_task_is_as_if_it_ran_here() {
     let mesh = Mesh::start(&[("edge-1", "edge")]);
-    let run = mesh.hop3(&["task", "run", &path("hello"), "--env", "GREETING=Salut", "--", "a", "b"]);
+    let run = mesh.hop3(&[
+        "task",
+        "run",
+        &path("hello"),
+        "--env",
+        "GREETING=Salut",
+        "--",
+        "a",
+        "b",
+    ]);
     let stdout = run.ok();
     assert!(stdout.contains("Salut"), "{stdout}");
 
@@ -22,7 +31,9 @@ fn an_attached_task_is_as_if_it_ran_here() {
     let upper = mesh.hop3_with(&["task", "run", &path("upper")], &text).ok();
     assert_eq!(upper.as_bytes(), text.to_ascii_uppercase());
     let file = data("guests/data/field_log.txt").display().to_string();
-    let from_file = mesh.hop3(&["task", "run", &path("upper"), "--input", &file]).ok();
+    let from_file = mesh
+        .hop3(&["task", "run", &path("upper"), "--input", &file])
+        .ok();
     assert_eq!(from_file, upper);
 }
 
@@ -30,7 +41,15 @@ fn an_attached_task_is_as_if_it_ran_here() {
 fn large_streams_pass_whole_in_both_directions_at_once() {
     let mesh = Mesh::start(&[("edge-1", "edge")]);
     // Far more than all windows and buffers together; no period of a power of two.
-    let text: Vec<u8> = (0..12_000_000u32).map(|i| if i % 61 == 60 { b'\n' } else { b'a' + (i % 23) as u8 }).collect();
+    let text: Vec<u8> = (0..12_000_000u32)
+        .map(|i| {
+            if i % 61 == 60 {
+                b'\n'
+            } else {
+                b'a' + (i % 23) as u8
+            }
+        })
+        .collect();
     let out = mesh.hop3_with(&["task", "run", &path("upper")], &text).ok();
     assert_eq!(out.len(), text.len());
     assert!(out.as_bytes() == text.to_ascii_uppercase());
@@ -46,11 +65,14 @@ fn a_background_task_keeps_its_output_and_result() {
     assert_eq!(task["node"], "edge-1");
     assert_eq!(task["result"]["end"]["exited"], 0);
     let logs = mesh.hop3(&["task", "logs", &id]).ok();
-    let attached = mesh.hop3(&["task", "run", &path("sensor_stats"), "--input", &input]).ok();
+    let attached = mesh
+        .hop3(&["task", "run", &path("sensor_stats"), "--input", &input])
+        .ok();
     assert_eq!(logs, attached);
     // A prefix is enough; a wrong id is said to be one.
     mesh.hop3(&["task", "show", &id[..6]]).ok();
-    mesh.hop3(&["task", "show", "tzzzzzzzzzzz"]).fails(1, &["HOP3-0501"]);
+    mesh.hop3(&["task", "show", "tzzzzzzzzzzz"])
+        .fails(1, &["HOP3-0501"]);
 }
 
 #[test]
@@ -70,7 +92,10 @@ fn hostile_guests_are_ended_and_harm_nobody() {
     run("hostile_trap", &["--", "divide"]).fails(126, &["HOP3-0503"]);
     let flood = mesh.submit(&[&path("hostile_flood_out")]);
     let flood = mesh.wait_task(&flood, &["succeeded", "failed"]);
-    assert_eq!(flood["result"]["end"]["failed"]["code"], "HOP3-0504", "{flood}");
+    assert_eq!(
+        flood["result"]["end"]["failed"]["code"], "HOP3-0504",
+        "{flood}"
+    );
     let calls = mesh.submit(&[&path("hostile_flood_calls"), "--timeout", "5s"]);
     let calls = mesh.wait_task(&calls, &["succeeded", "failed"]);
     assert_eq!(calls["phase"], "failed", "{calls}");
@@ -101,7 +126,10 @@ fn directories_are_granted_by_name_and_nothing_else_is_reachable() {
     std::fs::write(offered.path().join("note.txt"), "granted").unwrap_or_else(|e| panic!("{e}"));
     let mesh = Mesh::with(Options {
         nodes: vec![("edge-1", "edge")],
-        agent_config: format!("[volumes.shared]\npath = \"{}\"\n", offered.path().display()),
+        agent_config: format!(
+            "[volumes.shared]\npath = \"{}\"\n",
+            offered.path().display()
+        ),
         ..Options::default()
     });
     let run = |args: &[&str]| {
@@ -112,7 +140,12 @@ fn directories_are_granted_by_name_and_nothing_else_is_reachable() {
     };
     let listing = run(&["--volume", "shared:/data", "--", "/data"]).ok();
     assert!(listing.contains("note.txt"), "{listing}");
-    let outside = run(&["--volume", "shared:/data", "--", "/data/../../../etc/passwd"]);
+    let outside = run(&[
+        "--volume",
+        "shared:/data",
+        "--",
+        "/data/../../../etc/passwd",
+    ]);
     assert!(!outside.stdout.contains("root:"), "{}", outside.stdout);
     let none = run(&["--", "/data"]);
     assert!(!none.stdout.contains("granted"), "{}", none.stdout);
@@ -172,13 +205,21 @@ fn cordon_labels_and_drain_steer_placement() {
 fn a_short_invocation_answers_at_once() {
     let mesh = Mesh::start(&[("edge-1", "edge")]);
     mesh.hop3(&["artifact", "push", &path("echo_small")]).ok();
-    let out = mesh.hop3_with(&["invoke", "echo_small", "--input", "-"], b"ping").ok();
+    let out = mesh
+        .hop3_with(&["invoke", "echo_small", "--input", "-"], b"ping")
+        .ok();
     assert_eq!(out, "ping");
     mesh.hop3(&["artifact", "push", &path("exit")]).ok();
-    mesh.hop3(&["invoke", "nothing-here"]).fails(1, &["HOP3-0406"]);
+    mesh.hop3(&["invoke", "nothing-here"])
+        .fails(1, &["HOP3-0406"]);
     mesh.hop3(&["artifact", "push", &path("hostile_spin")]).ok();
-    mesh.hop3(&["invoke", "hostile_spin", "--timeout", "300ms"]).fails(1, &["HOP3-05"]);
-    assert_eq!(mesh.hop3_with(&["invoke", "echo_small", "--input", "-"], b"pong").ok(), "pong");
+    mesh.hop3(&["invoke", "hostile_spin", "--timeout", "300ms"])
+        .fails(1, &["HOP3-05"]);
+    assert_eq!(
+        mesh.hop3_with(&["invoke", "echo_small", "--input", "-"], b"pong")
+            .ok(),
+        "pong"
+    );
 }
 
 #[test]

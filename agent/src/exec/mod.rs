@@ -53,6 +53,8 @@ use crate::{
 
 /// Modules compiled at once: compiling is hungry, and running work comes first.
 const COMPILES_MAX: usize = 2;
+/// Threads that may be ending while others begin: their work is done, their place not yet free.
+const THREADS_ENDING: usize = 8;
 /// Invocations that wait for a worker.
 const INVOCATIONS_WAITING_MAX: usize = 2048;
 /// Inferences at once on this node: each waits on a blocking thread.
@@ -86,6 +88,7 @@ pub struct Exec(Arc<Inner>);
 struct Inner {
     engine: Engine,
     threads: GuestThreads,
+    threads_max: usize,
     blobs: Blobs,
     models: Models,
     volumes: std::collections::BTreeMap<String, Volume>,
@@ -132,9 +135,10 @@ impl Exec {
     ) -> Result<Self, StartError> {
         let system = |action| move |source| StartError::System { action, source };
         let engine = engine(config, master, memory_bytes)?;
+        let threads_max = config.tasks_max as usize + COMPILES_MAX + THREADS_ENDING;
         let threads = GuestThreads::new(ThreadOptions {
             queue_max: INVOCATIONS_WAITING_MAX,
-            tasks_max: config.tasks_max as usize + COMPILES_MAX,
+            tasks_max: threads_max,
             ..ThreadOptions::for_engine(&engine)
         });
         let threads = threads.map_err(system("start the threads of guests"))?;
@@ -145,6 +149,7 @@ impl Exec {
         Ok(Self(Arc::new(Inner {
             engine,
             threads,
+            threads_max,
             models: Models::new(hosts, INFERENCES_MAX),
             blobs,
             volumes: config.volumes.clone(),
@@ -255,9 +260,7 @@ impl Exec {
             return Err(Problem::new(Code::TooLarge, message));
         }
         let began = Instant::now();
-        let engine = self.0.engine.clone();
-        let found = tokio::task::spawn_blocking(move || engine.find(&digest.0)).await;
-        if let Ok(Some(module)) = found {
+        if let Some(module) = self.compiled(digest).await {
             return Ok(Ready {
                 module,
                 fetch_us: 0,
@@ -269,6 +272,15 @@ impl Exec {
         let fetch_us = if was_here { 0 } else { micros(began) };
         let began = Instant::now();
         let _turn = self.0.compiles.acquire().await;
+        // Of many that wait for the same module only the first compiles it.
+        if let Some(module) = self.compiled(digest).await {
+            return Ok(Ready {
+                module,
+                fetch_us,
+                load_us: micros(began),
+            });
+        }
+        self.free_thread().await;
         let (reply, answer) = oneshot::channel();
         let (engine, store) = (self.0.engine.clone(), self.0.blobs.store().clone());
         let job = move || {
@@ -294,6 +306,24 @@ impl Exec {
             fetch_us,
             load_us: micros(began),
         })
+    }
+
+    /// A module that is ready in memory or compiled on disk.
+    async fn compiled(&self, digest: Digest) -> Option<Arc<LoadedModule>> {
+        let engine = self.0.engine.clone();
+        tokio::task::spawn_blocking(move || engine.find(&digest.0))
+            .await
+            .ok()
+            .flatten()
+    }
+
+    /// Waits until most threads whose work is done have ended. Whoever asks holds a permit, so
+    /// there will be one.
+    async fn free_thread(&self) {
+        const LOOK: Duration = Duration::from_millis(1);
+        while self.0.threads.tasks() >= self.0.threads_max - THREADS_ENDING / 2 {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Serves one stream that the coordinator opened.

@@ -95,6 +95,7 @@ async fn lifecycle(
         () = run.go.notified() => {}
         () = io.unwanted(run) => return cancelled(&assignment.work),
     }
+    exec.free_thread().await;
     io.status("running");
     let input = input(work, io, run, &prepared);
     let mut answer = match begin(exec, prepared, input) {

@@ -44,7 +44,10 @@ pub async fn enroll_with(
     let key = key_for(data, token).await?;
     let clock = Clock::load(data.store.clone()).await?;
     let request = EnrollRequest::Join(join(token, &key, hostname)?);
-    let config = client_config(tls::enroll_client(token.ca_pin(), clock.tls())?, KEEP_ALIVE_SHORT)?;
+    let config = client_config(
+        tls::enroll_client(token.ca_pin(), clock.tls())?,
+        KEEP_ALIVE_SHORT,
+    )?;
     let ask = |_: &Connection| Ok(request.clone());
     let (granted, connection) = ask_any(&config, token.coordinators(), ask).await?;
     let membership = granted.verify(token.ca_pin(), &key.public_key())?;

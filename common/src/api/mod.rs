@@ -22,7 +22,7 @@ pub const PAGE_ITEMS_MAX: usize = 500;
 /// RFC 9457: what went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemDetails {
-    /// A page about this kind of problem.
+    /// Names this kind of problem: `urn:hop3:problem:HOP3-0404`; see `docs/reference/errors.md`.
     pub r#type: String,
     /// Its short name.
     pub title: String,
@@ -43,7 +43,7 @@ impl ProblemDetails {
     pub fn of(problem: &Problem, field: Option<String>) -> Self {
         let code = problem.code;
         Self {
-            r#type: format!("/docs/errors#{}", code.to_string().to_lowercase()),
+            r#type: format!("urn:hop3:problem:{code}"),
             title: code.title().to_owned(),
             status: code.status(),
             detail: problem.message.clone(),

@@ -1,4 +1,4 @@
-//! The messages of `hop3/1`. Append-only: see the golden bytes under `wire/golden`.
+//! The messages of `hop3/1`. Append-only: `wire/golden.rs` keeps their bytes.
 
 use std::collections::BTreeMap;
 

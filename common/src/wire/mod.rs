@@ -18,6 +18,8 @@
 
 pub mod attach;
 pub mod frame;
+#[cfg(test)]
+mod golden;
 pub mod io;
 mod message;
 pub mod telemetry;

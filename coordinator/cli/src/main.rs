@@ -1,7 +1,10 @@
 //! `hop3`: the operator's tool. Speaks the REST API only, save `hop3 dev`, which supervises the
 //! sibling binaries. Data on stdout, everything else on stderr.
 #![allow(clippy::print_stdout, reason = "printing is this program's job")]
-#![allow(unreachable_pub, reason = "in a program, `pub` says what other modules use")]
+#![allow(
+    unreachable_pub,
+    reason = "in a program, `pub` says what other modules use"
+)]
 
 mod args;
 mod attach;

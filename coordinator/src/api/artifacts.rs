@@ -63,8 +63,12 @@ pub(super) async fn push(
     body: Body,
 ) -> Answer<Json<ArtifactView>> {
     let digest: Digest = parse("artifact", &artifact)?;
-    let size = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    let mut upload = core.artifact_writer(digest, query.kind, query.name, size).await?;
+    let size = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse().ok());
+    let mut upload = core
+        .artifact_writer(digest, query.kind, query.name, size)
+        .await?;
     let mut stream = body.into_data_stream();
     while let Some(bytes) = stream.next().await {
         let bytes = bytes.map_err(|error| {
@@ -88,7 +92,11 @@ pub(super) async fn content(
     let view = core.artifact(&artifact).await?;
     let read = core.read_artifact(&view.digest, 0).await?;
     let headers = [(CONTENT_LENGTH, view.bytes)];
-    Ok((headers, Body::from_stream(ReaderStream::with_capacity(read.reader, 64 << 10))).into_response())
+    Ok((
+        headers,
+        Body::from_stream(ReaderStream::with_capacity(read.reader, 64 << 10)),
+    )
+        .into_response())
 }
 
 /// Removes an artifact that nothing uses.

@@ -27,7 +27,9 @@ pub(super) async fn attach(
 ) -> Answer<Response> {
     let id = core.task(&task).await?.id;
     let session = core.attach_task(&id).await?;
-    let upgrade = upgrade.max_message_size(attach::FRAME_MAX).max_frame_size(attach::FRAME_MAX);
+    let upgrade = upgrade
+        .max_message_size(attach::FRAME_MAX)
+        .max_frame_size(attach::FRAME_MAX);
     Ok(upgrade.on_upgrade(move |socket| relay(socket, session)))
 }
 
@@ -58,6 +60,9 @@ async fn relay(mut socket: WebSocket, mut session: AttachSession) {
             }
         }
     };
-    let close = CloseFrame { code, reason: reason.into() };
+    let close = CloseFrame {
+        code,
+        reason: reason.into(),
+    };
     let _ = socket.send(Message::Close(Some(close))).await;
 }

@@ -26,9 +26,10 @@ pub(super) async fn events(
     State(core): State<Shared>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let stream = BroadcastStream::new(core.subscribe()).map(|item| {
-        let view = item.unwrap_or_else(|BroadcastStreamRecvError::Lagged(events)| {
-            EventView::Missed { events }
-        });
+        let view =
+            item.unwrap_or_else(
+                |BroadcastStreamRecvError::Lagged(events)| EventView::Missed { events },
+            );
         // Views always serialise: string keys, no foreign types.
         Ok(Event::default().json_data(&view).unwrap_or_default())
     });

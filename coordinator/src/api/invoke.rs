@@ -57,7 +57,10 @@ pub(super) async fn invoke(
 ) -> Answer<Response<Body>> {
     let timeout_ms = query.timeout_ms.unwrap_or(TIMEOUT_MS);
     if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
-        return Err(ApiError::field("timeout_ms", "must be from 1 to 300000: longer work is a task"));
+        return Err(ApiError::field(
+            "timeout_ms",
+            "must be from 1 to 300000: longer work is a task",
+        ));
     }
     let target = InvokeTarget {
         module: &query.module,
@@ -71,8 +74,14 @@ pub(super) async fn invoke(
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(invoke_headers::EXIT, HeaderValue::from(outcome.exit));
-    headers.insert(invoke_headers::CPU_US, HeaderValue::from(outcome.usage.cpu_us));
-    headers.insert(invoke_headers::WALL_US, HeaderValue::from(outcome.usage.wall_us));
+    headers.insert(
+        invoke_headers::CPU_US,
+        HeaderValue::from(outcome.usage.cpu_us),
+    );
+    headers.insert(
+        invoke_headers::WALL_US,
+        HeaderValue::from(outcome.usage.wall_us),
+    );
     if let Ok(node) = HeaderValue::from_str(outcome.node.as_str()) {
         headers.insert(invoke_headers::NODE, node);
     }

@@ -1,7 +1,7 @@
 //! REST `/v1` over TLS: routes, authentication, problem details, OpenAPI. Thin: every handler is
 //! one verb of [`Core`].
 //!
-//! Limits: bodies of at most [`JSON_BYTES_MAX`] (artifacts and invocations have their own bounds),
+//! Limits: bodies of at most [`JSON_BYTES_MAX`] (artifacts stream, within their own bound),
 //! [`HEADER_TIMEOUT`] for a TLS handshake. Every route but `/healthz` and `/readyz` wants a token.
 
 mod artifacts;
@@ -25,7 +25,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::Core;
 
-/// Largest JSON body.
+/// Largest JSON body, inference input or invocation input.
 pub const JSON_BYTES_MAX: usize = 12 << 20;
 /// Longest TLS handshake.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,10 +93,16 @@ pub fn router(core: Arc<Core>) -> Router {
             "/v1/openapi.json",
             axum::routing::get(move || std::future::ready(axum::Json(Arc::clone(&document)))),
         )
-        .layer(middleware::from_fn_with_state(Arc::clone(&core), auth::require_token))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&core),
+            auth::require_token,
+        ))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX));
     Router::new()
-        .route("/healthz", axum::routing::get(|| std::future::ready("ok\n")))
+        .route(
+            "/healthz",
+            axum::routing::get(|| std::future::ready("ok\n")),
+        )
         .route("/readyz", axum::routing::get(mesh::ready))
         .merge(secured)
         .fallback(problem::no_route)

@@ -9,9 +9,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
 };
 use hop3_common::{
-    api::{
-        InferRequest, InferResponse, ModelPush, ModelVersionView, ModelView, ProblemDetails,
-    },
+    api::{InferRequest, InferResponse, ModelPush, ModelVersionView, ModelView, ProblemDetails},
     codes::Code,
     id::ModelName,
     spec::ModelSpec,
@@ -51,7 +49,10 @@ pub(super) async fn push(
 ) -> Answer<(StatusCode, Json<ModelVersionView>)> {
     let name: ModelName = parse("name", &name)?;
     let push: ModelPush = json(&body, "")?;
-    Ok((StatusCode::CREATED, Json(core.push_model(&name, push).await?)))
+    Ok((
+        StatusCode::CREATED,
+        Json(core.push_model(&name, push).await?),
+    ))
 }
 
 /// Declares how a model is served. Replicas follow.
@@ -116,12 +117,21 @@ pub(super) async fn infer(
     let begun = Instant::now();
     let name: ModelName = parse("name", &name)?;
     let specs = core.model_inputs(&name).await?;
-    let npy = headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes() == b"application/x-npy");
-    let inputs = if npy { from_npy(&specs, &body)? } else { from_json(&specs, &body)? };
+    let npy = headers
+        .get(CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes() == b"application/x-npy");
+    let inputs = if npy {
+        from_npy(&specs, &body)?
+    } else {
+        from_json(&specs, &body)?
+    };
     let inference = core.infer(&name, inputs).await?;
     // Tensors always serialise: numbers, strings and lists.
     let json = |tensor| serde_json::to_value(tensor::Json(tensor)).unwrap_or_default();
-    let outputs = inference.outputs.iter().map(|(name, tensor)| (name.clone(), json(tensor)));
+    let outputs = inference
+        .outputs
+        .iter()
+        .map(|(name, tensor)| (name.clone(), json(tensor)));
     Ok(Json(InferResponse {
         outputs: outputs.collect(),
         version: inference.version,
@@ -134,8 +144,11 @@ pub(super) async fn infer(
 fn from_npy(specs: &[TensorSpec], body: &Bytes) -> Answer<Vec<(String, Tensor)>> {
     let [only] = specs else {
         let names: Vec<_> = specs.iter().map(TensorSpec::name).collect();
-        let message =
-            format!("the model has {} inputs ({}): send JSON", specs.len(), names.join(", "));
+        let message = format!(
+            "the model has {} inputs ({}): send JSON",
+            specs.len(),
+            names.join(", ")
+        );
         return Err(ApiError::new(Code::TensorShape, message));
     };
     let tensor = tensor::from_npy(body)
@@ -146,7 +159,10 @@ fn from_npy(specs: &[TensorSpec], body: &Bytes) -> Answer<Vec<(String, Tensor)>>
 fn from_json(specs: &[TensorSpec], body: &[u8]) -> Answer<Vec<(String, Tensor)>> {
     let request: InferRequest = json(body, "")?;
     let tensor = |(name, value): (String, serde_json::Value)| {
-        let dtype = specs.iter().find(|spec| spec.name() == name).map(TensorSpec::dtype);
+        let dtype = specs
+            .iter()
+            .find(|spec| spec.name() == name)
+            .map(TensorSpec::dtype);
         let tensor = tensor::from_json(&value, dtype)
             .map_err(|error| ApiError::field(&format!("inputs.{name}"), error))?;
         Ok((name, tensor))

@@ -85,7 +85,10 @@ pub(super) async fn create_token(
     body: Bytes,
 ) -> Answer<(StatusCode, Json<JoinTokenCreated>)> {
     let request: JoinTokenRequest = json(&body, "")?;
-    Ok((StatusCode::CREATED, Json(core.create_join_token(request).await?)))
+    Ok((
+        StatusCode::CREATED,
+        Json(core.create_join_token(request).await?),
+    ))
 }
 
 /// Join tokens, newest first.

@@ -37,14 +37,20 @@ impl ApiError {
 
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
-        Self { problem, field: None }
+        Self {
+            problem,
+            field: None,
+        }
     }
 }
 
 impl From<Invalid> for ApiError {
     fn from(invalid: Invalid) -> Self {
         let problem = Problem::new(Code::InvalidField, invalid.to_string());
-        Self { problem, field: Some(invalid.field) }
+        Self {
+            problem,
+            field: Some(invalid.field),
+        }
     }
 }
 
@@ -65,12 +71,18 @@ impl IntoResponse for ApiError {
 
 pub(super) async fn no_route(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
-    ApiError::new(Code::NotFound, format!("there is nothing at {path}: see /v1/openapi.json"))
+    ApiError::new(
+        Code::NotFound,
+        format!("there is nothing at {path}: see /v1/openapi.json"),
+    )
 }
 
 pub(super) async fn no_method(method: axum::http::Method, uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(200).collect();
-    ApiError::new(Code::NotFound, format!("{path} takes no {method}: see /v1/openapi.json"))
+    ApiError::new(
+        Code::NotFound,
+        format!("{path} takes no {method}: see /v1/openapi.json"),
+    )
 }
 
 /// Parses a path segment or query parameter.

@@ -55,7 +55,11 @@ pub(super) async fn list(
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<Page<TaskView>>> {
     let limit = query.limit.unwrap_or(100).clamp(1, PAGE_ITEMS_MAX);
-    let filter = TaskFilter { phase: query.phase, limit: Some(limit), after: query.after };
+    let filter = TaskFilter {
+        phase: query.phase,
+        limit: Some(limit),
+        after: query.after,
+    };
     Ok(Json(core.tasks(filter).await?))
 }
 
@@ -111,6 +115,8 @@ pub(super) async fn output(
         _ => return Err(ApiError::field("channel", "must be stdout or stderr")),
     };
     let id = core.task(&task).await?.id;
-    let stream = core.task_output(&id, channel, query.offset, query.follow).await?;
+    let stream = core
+        .task_output(&id, channel, query.offset, query.follow)
+        .await?;
     Ok(Body::from_stream(ReaderStream::with_capacity(stream, 32 << 10)).into_response())
 }

@@ -50,7 +50,11 @@ pub(super) enum End {
 
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
-        if error.is_protocol() { Self::Breach(Breach::new(error)) } else { Self::Lost }
+        if error.is_protocol() {
+            Self::Breach(Breach::new(error))
+        } else {
+            Self::Lost
+        }
     }
 }
 
@@ -63,10 +67,19 @@ pub(super) async fn act(
     acked: u64,
 ) -> String {
     if shared.restarting.is_cancelled() {
-        return finish(link, End::Close(close::RESTARTING, "the coordinator restarts".into()));
+        return finish(
+            link,
+            End::Close(close::RESTARTING, "the coordinator restarts".into()),
+        );
     }
     let statements = TokenBucket::new(STATEMENTS_PER_S, STATEMENTS_BURST, Instant::now());
-    let mut actor = Actor { shared, link, acked, ack_due: 0, statements };
+    let mut actor = Actor {
+        shared,
+        link,
+        acked,
+        ack_due: 0,
+        statements,
+    };
     let mut reading = pin!(actor.read(reader));
     let end = tokio::select! {
         end = &mut reading => return finish(link, end),
@@ -132,8 +145,11 @@ impl Actor<'_> {
         loop {
             // What is here already is handled before anything is acknowledged: one
             // acknowledgement for a burst. Reading is cancel-safe.
-            let ready =
-                if self.ack_due < ACK_BURST_MAX { reader.next_body().now_or_never() } else { None };
+            let ready = if self.ack_due < ACK_BURST_MAX {
+                reader.next_body().now_or_never()
+            } else {
+                None
+            };
             let body = match ready {
                 Some(body) => body,
                 None => {
@@ -192,7 +208,10 @@ impl Actor<'_> {
             }
             Up::Inventory(_) => {}
             _ if len > SMALL_FRAME_MAX => {
-                let error = frame::Error::TooLarge { len, max: SMALL_FRAME_MAX };
+                let error = frame::Error::TooLarge {
+                    len,
+                    max: SMALL_FRAME_MAX,
+                };
                 return Err(End::Breach(Breach::new(error)));
             }
             _ => {}
@@ -200,7 +219,10 @@ impl Actor<'_> {
         if self.statements.take(Instant::now()) {
             return Ok(());
         }
-        Err(End::Close(close::BUSY, "too many inventories, facts or renewals".into()))
+        Err(End::Close(
+            close::BUSY,
+            "too many inventories, facts or renewals".into(),
+        ))
     }
 
     async fn report(&mut self, seq: u64, report: Report) -> Result<(), End> {
@@ -209,7 +231,10 @@ impl Actor<'_> {
             let taken = self.shared.brain.report(self.link, seq, report).await;
             if let Err(problem) = taken {
                 tracing::warn!(node = %self.link.node(), seq, %problem, "a report was not taken");
-                return Err(End::Close(close::BUSY, format!("report {seq} is not durable")));
+                return Err(End::Close(
+                    close::BUSY,
+                    format!("report {seq} is not durable"),
+                ));
             }
             self.shared.counters.reports.one();
             self.acked = seq;

@@ -22,7 +22,12 @@ const MICRO: u64 = 1_000_000;
 impl TokenBucket {
     /// A full bucket.
     pub(super) fn new(per_s: u32, burst: u32, now: Instant) -> Self {
-        Self { per_s, burst, micro_tokens: u64::from(burst) * MICRO, at: now }
+        Self {
+            per_s,
+            burst,
+            micro_tokens: u64::from(burst) * MICRO,
+            at: now,
+        }
     }
 
     /// Takes a token, if there is one. Time that goes backwards fills nothing.
@@ -110,7 +115,11 @@ mod tests {
     use super::*;
 
     fn admission(now: Instant) -> Admission {
-        let bounds = Bounds { handshakes_max: 4, connections_max: 10, retry_above: 2 };
+        let bounds = Bounds {
+            handshakes_max: 4,
+            connections_max: 10,
+            retry_above: 2,
+        };
         Admission::new(bounds, TokenBucket::new(1, 3, now))
     }
 
@@ -118,14 +127,21 @@ mod tests {
     fn load_asks_for_proof_and_limits_shed() {
         let now = Instant::now();
         let mut admission = admission(now);
-        let load = |handshakes, connections| Load { handshakes, connections };
+        let load = |handshakes, connections| Load {
+            handshakes,
+            connections,
+        };
         assert_eq!(admission.judge(false, load(0, 0), now), Verdict::Accept);
         assert_eq!(admission.judge(false, load(2, 2), now), Verdict::Retry);
         assert_eq!(admission.judge(true, load(2, 2), now), Verdict::Accept);
         assert_eq!(admission.judge(true, load(4, 4), now), Verdict::Refuse);
         assert_eq!(admission.judge(false, load(1, 10), now), Verdict::Ignore);
         assert_eq!(admission.judge(true, load(0, 0), now), Verdict::Accept);
-        assert_eq!(admission.judge(true, load(0, 0), now), Verdict::Refuse, "bucket empty");
+        assert_eq!(
+            admission.judge(true, load(0, 0), now),
+            Verdict::Refuse,
+            "bucket empty"
+        );
         assert_eq!(admission.judge(false, load(0, 0), now), Verdict::Ignore);
         let later = now + Duration::from_secs(1);
         assert_eq!(admission.judge(true, load(0, 0), later), Verdict::Accept);

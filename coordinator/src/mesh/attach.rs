@@ -38,7 +38,16 @@ pub(super) async fn attach(
     let header = StreamHeader::Attach { instance, epoch };
     let (stream, recv) = peer.open(&header, Instant::now() + OPEN_TIMEOUT).await?;
     let frames = FrameReader::new(recv, attach::FRAME_MAX);
-    Ok((AttachSender { peer: peer.clone(), stream }, AttachReceiver { peer: peer.clone(), frames }))
+    Ok((
+        AttachSender {
+            peer: peer.clone(),
+            stream,
+        },
+        AttachReceiver {
+            peer: peer.clone(),
+            frames,
+        },
+    ))
 }
 
 impl AttachSender {
@@ -47,7 +56,8 @@ impl AttachSender {
     /// # Errors
     /// `NodeUnreachable` when the stream or the session ended, `TooLarge`.
     pub async fn send(&mut self, frame: Frame) -> Result<(), Problem> {
-        self.peer.written(io::write(&mut self.stream, &frame, attach::FRAME_MAX).await)
+        self.peer
+            .written(io::write(&mut self.stream, &frame, attach::FRAME_MAX).await)
     }
 }
 

@@ -76,7 +76,9 @@ impl Transfer {
     pub(super) async fn get(self, mut send: SendStream, digest: Digest, offset: u64) {
         let _ = send.set_priority(PRIORITY_BLOBS);
         // Never closed while a transfer lives.
-        let Ok(_turn) = self.limit.acquire().await else { return };
+        let Ok(_turn) = self.limit.acquire().await else {
+            return;
+        };
         match self.send_blob(&mut send, digest, offset).await {
             Ok(()) => {
                 let _ = send.finish();
@@ -94,7 +96,14 @@ impl Transfer {
         self.shared.brain.may_get(self.link.node(), &digest).await?;
         let blobs = self.shared.brain.blobs();
         let mut reader = blocking(move || blobs.reader(&digest, offset)).await??;
-        reply(send, &BlobReply::Ready { size: reader.size(), offset }).await?;
+        reply(
+            send,
+            &BlobReply::Ready {
+                size: reader.size(),
+                offset,
+            },
+        )
+        .await?;
         while reader.remaining() > 0 {
             let (back, piece) = blocking(move || {
                 let piece = read_piece(&mut reader);
@@ -123,7 +132,9 @@ impl Transfer {
         size: u64,
     ) {
         let _ = send.set_priority(PRIORITY_BLOBS);
-        let Ok(_turn) = self.limit.acquire().await else { return };
+        let Ok(_turn) = self.limit.acquire().await else {
+            return;
+        };
         let stored = self.take_blob(&mut send, &mut recv, digest, size).await;
         // Whatever is left is not read.
         let _ = recv.stop(VarInt::from_u32(close::DONE));
@@ -154,7 +165,14 @@ impl Transfer {
             None => {
                 let blobs = brain.blobs();
                 let partial = blocking(move || blobs.resume(&digest, size)).await??;
-                reply(send, &BlobReply::Ready { size, offset: partial.offset() }).await?;
+                reply(
+                    send,
+                    &BlobReply::Ready {
+                        size,
+                        offset: partial.offset(),
+                    },
+                )
+                .await?;
                 let partial = self.fill(partial, recv).await?;
                 blocking(move || partial.commit()).await??;
             }
@@ -176,7 +194,9 @@ impl Transfer {
         loop {
             // One byte more than is wanted shows a blob that is longer than announced.
             let wanted = (partial.total_size() - partial.offset()).saturating_add(1);
-            let room = usize::try_from(wanted).unwrap_or(usize::MAX).min(PIECE_BYTES);
+            let room = usize::try_from(wanted)
+                .unwrap_or(usize::MAX)
+                .min(PIECE_BYTES);
             piece.clear();
             let ended = read_up_to(recv, &mut piece, room).await;
             let len = piece.len() as u64;
@@ -199,11 +219,17 @@ impl Transfer {
 
 /// The size of a blob that is here, made young for the collector.
 fn known(blobs: &chunks::BlobStore, digest: &Digest) -> chunks::Result<Option<u64>> {
-    if blobs.touch(digest)? { blobs.size(digest).map(Some) } else { Ok(None) }
+    if blobs.touch(digest)? {
+        blobs.size(digest).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 fn read_piece(reader: &mut BlobReader) -> std_io::Result<Bytes> {
-    let len = usize::try_from(reader.remaining()).unwrap_or(usize::MAX).min(PIECE_BYTES);
+    let len = usize::try_from(reader.remaining())
+        .unwrap_or(usize::MAX)
+        .min(PIECE_BYTES);
     let mut piece = vec![0; len];
     reader.read_exact(&mut piece)?;
     Ok(piece.into())
@@ -263,5 +289,8 @@ async fn blocking<T: Send + 'static>(
 
 fn failed(error: &JoinError) -> Failed {
     tracing::error!(%error, "a blob's task failed");
-    Failed::Refused(Problem::new(Code::Internal, "the coordinator failed; see its log"))
+    Failed::Refused(Problem::new(
+        Code::Internal,
+        "the coordinator failed; see its log",
+    ))
 }

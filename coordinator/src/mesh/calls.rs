@@ -71,7 +71,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Calls {
     pub(super) fn new(peer: Arc<Peer>) -> Self {
         let (lanes, opening) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { peer, lanes, opening, large: Semaphore::new(LARGE_MAX) }
+        Self {
+            peer,
+            lanes,
+            opening,
+            large: Semaphore::new(LARGE_MAX),
+        }
     }
 
     /// See [`NodeLink::call`](super::NodeLink::call).
@@ -89,16 +94,30 @@ impl Calls {
             timeout_at(until, self.small(target, until)).await
         };
         outcome.unwrap_or_else(|_| {
-            let message = format!("node `{}` did not answer within {deadline:?}", self.peer.node);
+            let message = format!(
+                "node `{}` did not answer within {deadline:?}",
+                self.peer.node
+            );
             Err(Problem::new(Code::Deadline, message))
         })
     }
 
     async fn small(&self, target: Target, until: Instant) -> Outcome {
         let (lane, id, reply) = self.enter(until).await?;
-        let mut pending = Pending { calls: self, lane: &lane, id, armed: true };
-        let call = Call { id, deadline_ms: left_ms(until), target };
-        lane.outgoing.push(&call, CALL_FRAME_MAX).map_err(|error| self.not_sent(&error))?;
+        let mut pending = Pending {
+            calls: self,
+            lane: &lane,
+            id,
+            armed: true,
+        };
+        let call = Call {
+            id,
+            deadline_ms: left_ms(until),
+            target,
+        };
+        lane.outgoing
+            .push(&call, CALL_FRAME_MAX)
+            .map_err(|error| self.not_sent(&error))?;
         let outcome = reply.await.unwrap_or_else(|_| Err(self.peer.unreachable()));
         pending.armed = false;
         outcome
@@ -132,8 +151,10 @@ impl Calls {
     /// The lane with the fewest calls, if it has fewer than `below` or no lane may be added.
     fn least_busy(&self, below: usize) -> Option<Arc<Lane>> {
         let lanes = lock(&self.lanes);
-        let (calls, lane) =
-            lanes.iter().map(|lane| (lock(&lane.waiting).len(), lane)).min_by_key(|l| l.0)?;
+        let (calls, lane) = lanes
+            .iter()
+            .map(|lane| (lock(&lane.waiting).len(), lane))
+            .min_by_key(|l| l.0)?;
         (calls < below || lanes.len() >= LANES_MAX).then(|| lane.clone())
     }
 
@@ -153,11 +174,16 @@ impl Calls {
         };
         // Fails only when the stream is gone, which the writer notices.
         let _ = send.set_priority(PRIORITY_CALLS);
-        let lane =
-            Arc::new(Lane { outgoing: Outgoing::new(LANE_BYTES_MAX), waiting: Mutex::default() });
+        let lane = Arc::new(Lane {
+            outgoing: Outgoing::new(LANE_BYTES_MAX),
+            waiting: Mutex::default(),
+        });
         lock(&self.lanes).push(lane.clone());
         tokio::spawn(write_lane(lane.clone(), send, self.peer.clone()));
-        let reader = Reader { peer: self.peer.clone(), lane: lane.clone() };
+        let reader = Reader {
+            peer: self.peer.clone(),
+            lane: lane.clone(),
+        };
         tokio::spawn(reader.run(recv));
         Ok(lane)
     }
@@ -166,9 +192,16 @@ impl Calls {
     async fn large(&self, target: Target, until: Instant) -> Outcome {
         let _permit = self.large.try_acquire().map_err(|_| self.busy())?;
         let (mut send, mut recv) = self.peer.open(&StreamHeader::Calls, until).await?;
-        let call = Call { id: 1, deadline_ms: left_ms(until), target };
-        self.peer.written(io::write(&mut send, &call, CALL_FRAME_MAX).await)?;
-        let reply = self.peer.read(io::read::<Reply>(&mut recv, CALL_FRAME_MAX).await)?;
+        let call = Call {
+            id: 1,
+            deadline_ms: left_ms(until),
+            target,
+        };
+        self.peer
+            .written(io::write(&mut send, &call, CALL_FRAME_MAX).await)?;
+        let reply = self
+            .peer
+            .read(io::read::<Reply>(&mut recv, CALL_FRAME_MAX).await)?;
         let reply = reply.ok_or_else(|| self.peer.unreachable())?;
         if reply.id != call.id {
             let breach = Breach(format!("no call {}", reply.id));
@@ -181,7 +214,10 @@ impl Calls {
     }
 
     fn busy(&self) -> Problem {
-        let message = format!("node `{}` has as many calls in flight as it may", self.peer.node);
+        let message = format!(
+            "node `{}` has as many calls in flight as it may",
+            self.peer.node
+        );
         Problem::new(Code::Busy, message)
     }
 
@@ -212,7 +248,11 @@ impl Drop for Pending<'_> {
         if let inflight::Reply::For(_) = lock(&self.lane.waiting).take(self.id) {
             self.calls.peer.counters.calls_abandoned.one();
             let cancel = Target::Cancel { id: self.id };
-            let cancel = Call { id: self.id, deadline_ms: 0, target: cancel };
+            let cancel = Call {
+                id: self.id,
+                deadline_ms: 0,
+                target: cancel,
+            };
             // A full or closed lane: the node's own deadline ends the call.
             let _ = self.lane.outgoing.push(&cancel, CALL_FRAME_MAX);
         }

@@ -15,9 +15,7 @@ use hop3_common::{
     id::NodeId,
     wire::{ALPN_ENROLL, ALPN_SESSION, Down, close},
 };
-use quinn::{
-    Connection, Endpoint, Incoming, VarInt, crypto::rustls::HandshakeData,
-};
+use quinn::{Connection, Endpoint, Incoming, VarInt, crypto::rustls::HandshakeData};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -88,15 +86,18 @@ impl Mesh {
         let bind = |source| Error::Bind { address, source };
         let socket = std::net::UdpSocket::bind(address).map_err(bind)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = Endpoint::new(endpoint_config, Some(config), socket, runtime)
-            .map_err(bind)?;
+        let endpoint =
+            Endpoint::new(endpoint_config, Some(config), socket, runtime).map_err(bind)?;
         let bounds = Bounds {
             handshakes_max: options.handshakes_max,
             connections_max: options.connections_max,
             retry_above: options.retry_above,
         };
-        let bucket =
-            TokenBucket::new(options.handshakes_per_s, options.handshakes_burst, Instant::now());
+        let bucket = TokenBucket::new(
+            options.handshakes_per_s,
+            options.handshakes_burst,
+            Instant::now(),
+        );
         let counters = Arc::<Counters>::default();
         let shared = Arc::new(Shared {
             brain,
@@ -130,7 +131,10 @@ impl Mesh {
     /// A handle that outlives [`Self::run`].
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { endpoint: self.endpoint.clone(), shared: self.shared.clone() }
+        Handle {
+            endpoint: self.endpoint.clone(),
+            shared: self.shared.clone(),
+        }
     }
 
     /// Serves until `shutdown`; then tells every node when to come back, spread over a time that
@@ -176,7 +180,8 @@ impl Mesh {
             counters.handshakes_shed.one();
             return incoming.refuse();
         };
-        self.tasks.spawn(serve(self.shared.clone(), incoming, permit));
+        self.tasks
+            .spawn(serve(self.shared.clone(), incoming, permit));
     }
 
     async fn restart(self) {
@@ -185,7 +190,9 @@ impl Mesh {
         for (i, link) in links.iter().enumerate() {
             let wait = reconnect_in_ms(i);
             // A node that is stuck or gone finds out by itself.
-            let _ = link.send(Down::Restarting { reconnect_in_ms: wait });
+            let _ = link.send(Down::Restarting {
+                reconnect_in_ms: wait,
+            });
             link.mailbox().finish();
         }
         drop(links);
@@ -194,7 +201,8 @@ impl Mesh {
         if timeout(RESTART_GRACE, self.tasks.wait()).await.is_err() {
             tracing::debug!("some nodes did not take the word of our restart");
         }
-        self.endpoint.close(VarInt::from_u32(close::RESTARTING), b"restarting");
+        self.endpoint
+            .close(VarInt::from_u32(close::RESTARTING), b"restarting");
         let _ = timeout(RESTART_GRACE, self.endpoint.wait_idle()).await;
     }
 }
@@ -238,7 +246,10 @@ impl Shared {
     /// older.
     pub(super) fn enter(&self, link: &NodeLink) -> bool {
         let mut sessions = lock(&self.sessions);
-        if sessions.get(link.node()).is_some_and(|known| known.session() > link.session()) {
+        if sessions
+            .get(link.node())
+            .is_some_and(|known| known.session() > link.session())
+        {
             return false;
         }
         let older = sessions.insert(link.node().clone(), link.clone());
@@ -253,7 +264,10 @@ impl Shared {
     /// Forgets `link`, if it is still its node's session.
     pub(super) fn leave(&self, link: &NodeLink) {
         let mut sessions = lock(&self.sessions);
-        if sessions.get(link.node()).is_some_and(|known| known.session() == link.session()) {
+        if sessions
+            .get(link.node())
+            .is_some_and(|known| known.session() == link.session())
+        {
             sessions.remove(link.node());
         }
     }
@@ -287,6 +301,9 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, permit: OwnedSemaphorePe
 }
 
 fn alpn(connection: &Connection) -> Option<Vec<u8>> {
-    let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
+    let data = connection
+        .handshake_data()?
+        .downcast::<HandshakeData>()
+        .ok()?;
     data.protocol
 }

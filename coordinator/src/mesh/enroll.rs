@@ -71,9 +71,15 @@ async fn answer(shared: &Shared, connection: &Connection, request: EnrollRequest
         return EnrollReply::Refused(problem);
     }
     let mut exporter = [0; EXPORTER_BYTES];
-    if connection.export_keying_material(&mut exporter, EXPORTER_LABEL, &[]).is_err() {
+    if connection
+        .export_keying_material(&mut exporter, EXPORTER_LABEL, &[])
+        .is_err()
+    {
         let message = "the TLS session has no exporter: connect again";
         return EnrollReply::Refused(Problem::new(Code::Internal, message));
     }
-    shared.brain.enroll(request, exporter, connection.remote_address()).await
+    shared
+        .brain
+        .enroll(request, exporter, connection.remote_address())
+        .await
 }

@@ -43,7 +43,11 @@ pub(super) enum Rejected<T> {
 
 impl<T> Default for InFlight<T> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), open: true }
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            open: true,
+        }
     }
 }
 
@@ -61,7 +65,10 @@ impl<T> InFlight<T> {
         let index = match self.free.pop() {
             Some(index) => index as usize,
             None if self.slots.len() < IN_FLIGHT_MAX => {
-                self.slots.push(Slot { generation: 0, waiting: None });
+                self.slots.push(Slot {
+                    generation: 0,
+                    waiting: None,
+                });
                 self.slots.len() - 1
             }
             None => return Err(Rejected::Full(waiting)),
@@ -76,7 +83,9 @@ impl<T> InFlight<T> {
     /// Takes the waiter of `id` out.
     pub(super) fn take(&mut self, id: u64) -> Reply<T> {
         let (generation, index) = (id / IN_FLIGHT_MAX as u64, id % IN_FLIGHT_MAX as u64);
-        let Some(slot) = self.slots.get_mut(index as usize) else { return Reply::Unknown };
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return Reply::Unknown;
+        };
         if generation == 0 || generation > slot.generation {
             return Reply::Unknown;
         }
@@ -96,7 +105,10 @@ impl<T> InFlight<T> {
     pub(super) fn close(&mut self) -> Vec<T> {
         self.open = false;
         self.free.clear();
-        self.slots.drain(..).filter_map(|slot| slot.waiting).collect()
+        self.slots
+            .drain(..)
+            .filter_map(|slot| slot.waiting)
+            .collect()
     }
 }
 

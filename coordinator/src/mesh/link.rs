@@ -72,7 +72,12 @@ impl NodeLink {
     pub(super) fn new(peer: Peer, session: u64) -> Self {
         let peer = Arc::new(peer);
         let (calls, mailbox) = (Calls::new(peer.clone()), Outgoing::new(MAILBOX_BYTES_MAX));
-        Self(Arc::new(Inner { peer, session, mailbox, calls }))
+        Self(Arc::new(Inner {
+            peer,
+            session,
+            mailbox,
+            calls,
+        }))
     }
 
     /// The node.
@@ -115,7 +120,10 @@ impl NodeLink {
         match self.0.mailbox.push(&down, CONTROL_FRAME_MAX) {
             Ok(()) => Ok(()),
             Err(outgoing::Error::Closed) => Err(Gone::Closed(node())),
-            Err(outgoing::Error::Frame(source)) => Err(Gone::TooLarge { node: node(), source }),
+            Err(outgoing::Error::Frame(source)) => Err(Gone::TooLarge {
+                node: node(),
+                source,
+            }),
             Err(outgoing::Error::Full) => {
                 self.0.peer.counters.sessions_stuck.one();
                 self.close(close::BUSY, "control messages are not taken");
@@ -158,7 +166,12 @@ impl NodeLink {
         offset: u64,
         follow: bool,
     ) -> Result<impl AsyncRead + Send + Unpin + use<>, Problem> {
-        let header = StreamHeader::Logs { instance, channel, offset, follow };
+        let header = StreamHeader::Logs {
+            instance,
+            channel,
+            offset,
+            follow,
+        };
         let peer = &self.0.peer;
         let (mut send, recv) = peer.open(&header, Instant::now() + OPEN_TIMEOUT).await?;
         send.finish().map_err(|_| peer.unreachable())?;

@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt, crypto::rustls::QuicServerConfig};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig,
+    TransportConfig, VarInt, crypto::rustls::QuicServerConfig,
+};
 
 /// Streams that an agent may open at first: its control stream, blobs; its telemetry.
 const BIDI_STREAMS: u32 = 8;
@@ -89,7 +92,9 @@ pub enum Error {
 /// The endpoint's settings: what makes an agent of before a restart reconnect at its next packet
 /// instead of after its idle time-out.
 pub(super) fn endpoint_config(reset_key: Option<[u8; 32]>) -> EndpointConfig {
-    let Some(key) = reset_key else { return EndpointConfig::default() };
+    let Some(key) = reset_key else {
+        return EndpointConfig::default();
+    };
     let hmac = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key);
     let mut config = EndpointConfig::new(Arc::new(hmac));
     // quinn's own ids are signed with a key of each start, and a packet with another's signature

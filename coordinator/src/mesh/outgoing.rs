@@ -54,8 +54,15 @@ pub(super) enum Error {
 
 impl Outgoing {
     pub(super) fn new(bytes_max: usize) -> Self {
-        let queue = Mutex::new(Queue { bytes: BytesMut::new(), ending: Ending::Open });
-        Self { queue, changed: Notify::new(), bytes_max }
+        let queue = Mutex::new(Queue {
+            bytes: BytesMut::new(),
+            ending: Ending::Open,
+        });
+        Self {
+            queue,
+            changed: Notify::new(),
+            bytes_max,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -130,7 +137,10 @@ mod tests {
         let out = Outgoing::new(1024);
         out.push(&1u8, 16).unwrap();
         out.push(&2u8, 16).unwrap();
-        assert_eq!(&out.take().await.unwrap()[..], [1, 0, 0, 0, 1, 1, 0, 0, 0, 2]);
+        assert_eq!(
+            &out.take().await.unwrap()[..],
+            [1, 0, 0, 0, 1, 1, 0, 0, 0, 2]
+        );
         assert!(out.take().now_or_never().is_none());
         out.push(&3u8, 16).unwrap();
         out.finish();

@@ -40,7 +40,10 @@ pub(super) struct Breaches {
 
 impl Breaches {
     pub(super) fn new(counters: Arc<Counters>) -> Self {
-        Self { counters, quiet: Mutex::default() }
+        Self {
+            counters,
+            quiet: Mutex::default(),
+        }
     }
 
     /// Notes one; the caller closes `connection`.
@@ -74,13 +77,20 @@ impl Peer {
         counters: Arc<Counters>,
         breaches: Arc<Breaches>,
     ) -> Self {
-        Self { node, connection, counters, breaches, closed: OnceLock::new() }
+        Self {
+            node,
+            connection,
+            counters,
+            breaches,
+            closed: OnceLock::new(),
+        }
     }
 
     /// Closes the connection. The first reason counts: later ones are its consequences.
     pub(super) fn close(&self, code: u32, reason: &str) {
         if self.closed.set(reason.to_owned()).is_ok() {
-            self.connection.close(VarInt::from_u32(code), reason.as_bytes());
+            self.connection
+                .close(VarInt::from_u32(code), reason.as_bytes());
         }
     }
 
@@ -97,7 +107,11 @@ impl Peer {
 
     /// Why the connection ended, for people, if it did.
     pub(super) fn why_closed(&self) -> Option<String> {
-        let lost = || self.connection.close_reason().map(|reason| reason.to_string());
+        let lost = || {
+            self.connection
+                .close_reason()
+                .map(|reason| reason.to_string())
+        };
         self.closed.get().cloned().or_else(lost)
     }
 

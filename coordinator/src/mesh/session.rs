@@ -93,7 +93,9 @@ pub(super) async fn serve(
 }
 
 fn identify(connection: &Connection) -> Result<PeerIdentity, String> {
-    let certs = connection.peer_identity().and_then(|any| any.downcast().ok());
+    let certs = connection
+        .peer_identity()
+        .and_then(|any| any.downcast().ok());
     let certs: Box<Vec<CertificateDer<'static>>> = certs.ok_or("a client certificate is needed")?;
     let identity = peer_identity(&certs).map_err(|error| error.to_string())?;
     if identity.node().is_none() {
@@ -126,13 +128,19 @@ async fn welcome(
     let protocol = negotiate(hello.protocol)?;
     if identity.node() != Some(&hello.node) {
         let owner = identity.node().map_or("nobody", |node| node.as_str());
-        let message = format!("the certificate is node `{owner}`'s, not `{}`'s", hello.node);
+        let message = format!(
+            "the certificate is node `{owner}`'s, not `{}`'s",
+            hello.node
+        );
         return Err(Problem::new(Code::Unauthenticated, message));
     }
     let (counters, breaches) = (shared.counters.clone(), shared.breaches.clone());
     let peer = Peer::new(hello.node.clone(), connection.clone(), counters, breaches);
     let link = NodeLink::new(peer, shared.next_session());
-    let mut welcome = shared.brain.connected(identity, hello, link.clone()).await?;
+    let mut welcome = shared
+        .brain
+        .connected(identity, hello, link.clone())
+        .await?;
     welcome.protocol = protocol;
     shared.counters.sessions.one();
     Ok((link, welcome))
@@ -149,7 +157,10 @@ fn refusal_code(code: Code) -> u32 {
 
 async fn refuse(connection: &Connection, mut send: SendStream, problem: Problem, code: u32) {
     let reason = problem.code.title();
-    if io::write(&mut send, &Down::Refused(problem), CONTROL_FRAME_MAX).await.is_ok() {
+    if io::write(&mut send, &Down::Refused(problem), CONTROL_FRAME_MAX)
+        .await
+        .is_ok()
+    {
         finish_and_wait(&mut send).await;
     }
     connection.close(VarInt::from_u32(code), reason.as_bytes());
@@ -166,8 +177,16 @@ mod tests {
         assert_eq!(negotiate(PROTOCOL).unwrap(), newest);
         assert_eq!(negotiate((oldest, newest + 5)).unwrap(), newest);
         assert_eq!(negotiate((0, oldest)).unwrap(), oldest);
-        for bad in [(newest + 1, newest + 2), (0, oldest - 1), (newest, oldest - 1)] {
-            assert_eq!(negotiate(bad).unwrap_err().code, Code::VersionUnsupported, "{bad:?}");
+        for bad in [
+            (newest + 1, newest + 2),
+            (0, oldest - 1),
+            (newest, oldest - 1),
+        ] {
+            assert_eq!(
+                negotiate(bad).unwrap_err().code,
+                Code::VersionUnsupported,
+                "{bad:?}"
+            );
         }
     }
 }

@@ -122,7 +122,10 @@ impl FakeBrain {
         if self.allowed.lock().unwrap().contains(digest) {
             return Ok(());
         }
-        Err(Problem::new(Code::Forbidden, format!("{digest} is not for you")))
+        Err(Problem::new(
+            Code::Forbidden,
+            format!("{digest} is not for you"),
+        ))
     }
 }
 
@@ -148,7 +151,11 @@ impl Brain for FakeBrain {
             return Err(Problem::new(Code::NodeRevoked, "revoked"));
         }
         // Before `Welcome` is on the wire: it must come after it all the same.
-        link.send(Down::Telemetry { sample_ms: 1, batch_ms: 2 }).unwrap();
+        link.send(Down::Telemetry {
+            sample_ms: 1,
+            batch_ms: 2,
+        })
+        .unwrap();
         self.links.lock().unwrap().insert(hello.node.clone(), link);
         self.seen.lock().unwrap().hellos.push((identity, hello));
         Ok(Welcome {
@@ -163,16 +170,29 @@ impl Brain for FakeBrain {
     }
 
     async fn inventory(&self, link: &NodeLink, held: Vec<Held>) {
-        self.seen.lock().unwrap().inventories.push((link.node().clone(), held));
+        self.seen
+            .lock()
+            .unwrap()
+            .inventories
+            .push((link.node().clone(), held));
     }
 
     async fn report(&self, link: &NodeLink, seq: u64, _: Report) -> Result<(), Problem> {
         *self.begun.lock().unwrap() += 1;
         self.durable.acquire().await.unwrap().forget();
-        if self.fail_from.lock().unwrap().is_some_and(|from| seq >= from) {
+        if self
+            .fail_from
+            .lock()
+            .unwrap()
+            .is_some_and(|from| seq >= from)
+        {
             return Err(Problem::new(Code::Storage, "disk full"));
         }
-        self.seen.lock().unwrap().reports.push((link.node().clone(), seq));
+        self.seen
+            .lock()
+            .unwrap()
+            .reports
+            .push((link.node().clone(), seq));
         Ok(())
     }
 
@@ -181,7 +201,9 @@ impl Brain for FakeBrain {
     }
 
     fn telemetry(&self, link: &NodeLink, samples: Vec<Sample>) {
-        let samples = samples.into_iter().map(|sample| (link.node().clone(), sample));
+        let samples = samples
+            .into_iter()
+            .map(|sample| (link.node().clone(), sample));
         self.seen.lock().unwrap().samples.extend(samples);
     }
 
@@ -208,7 +230,11 @@ impl Brain for FakeBrain {
 
     async fn stored(&self, node: &NodeId, digest: &Digest, size: u64) {
         assert!(self.blobs.contains(digest), "told before it is there");
-        self.seen.lock().unwrap().stored.push((node.clone(), *digest, size));
+        self.seen
+            .lock()
+            .unwrap()
+            .stored
+            .push((node.clone(), *digest, size));
     }
 }
 
@@ -239,7 +265,9 @@ impl World {
     pub(crate) async fn start_with(change: impl FnOnce(&mut Options)) -> Self {
         let ca = new_ca("test");
         let key = NodeKey::generate().unwrap();
-        let cert = ca.issue_coordinator(&[], &key.public_key(), UnixMs::now(), TTL_S).unwrap();
+        let cert = ca
+            .issue_coordinator(&[], &key.public_key(), UnixMs::now(), TTL_S)
+            .unwrap();
         let tls = mesh_server(ca.certificate(), cert.der, &key, time()).unwrap();
         let mut options = Options::new((Ipv4Addr::LOCALHOST, 0).into(), tls);
         change(&mut options);
@@ -249,7 +277,15 @@ impl World {
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(mesh.run(shutdown.clone()));
         let client = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        Self { ca, brain, address, handle, shutdown, running, client }
+        Self {
+            ca,
+            brain,
+            address,
+            handle,
+            shutdown,
+            running,
+            client,
+        }
     }
 
     /// Connects with these TLS settings.
@@ -261,7 +297,10 @@ impl World {
         let mut transport = TransportConfig::default();
         transport.max_concurrent_bidi_streams(8u32.into());
         config.transport_config(Arc::new(transport));
-        self.client.connect_with(config, self.address, COORDINATOR_NAME).unwrap().await
+        self.client
+            .connect_with(config, self.address, COORDINATOR_NAME)
+            .unwrap()
+            .await
     }
 
     /// A connection with node `name`'s certificate, issued by `issuer`.
@@ -271,7 +310,9 @@ impl World {
         issuer: &CertificateAuthority,
     ) -> Result<Connection, ConnectionError> {
         let key = NodeKey::generate().unwrap();
-        let cert = issuer.issue_node(&node(name), &key.public_key(), UnixMs::now(), TTL_S).unwrap();
+        let cert = issuer
+            .issue_node(&node(name), &key.public_key(), UnixMs::now(), TTL_S)
+            .unwrap();
         let tls = mesh_client(self.ca.certificate(), cert.der, &key, time()).unwrap();
         self.connect(tls).await
     }
@@ -290,13 +331,25 @@ impl World {
             Down::Welcome(welcome) => assert_eq!(welcome.protocol, PROTOCOL.1),
             other => panic!("no welcome: {other:?}"),
         }
-        assert_eq!(agent.down().await, Down::Telemetry { sample_ms: 1, batch_ms: 2 });
+        assert_eq!(
+            agent.down().await,
+            Down::Telemetry {
+                sample_ms: 1,
+                batch_ms: 2
+            }
+        );
         agent
     }
 
     /// The brain's link to a node that is connected.
     pub(crate) fn link(&self, name: &str) -> NodeLink {
-        self.brain.links.lock().unwrap().get(&node(name)).unwrap().clone()
+        self.brain
+            .links
+            .lock()
+            .unwrap()
+            .get(&node(name))
+            .unwrap()
+            .clone()
     }
 
     /// Why the `n`-th session of `name` (from 0) that ended did.
@@ -332,30 +385,47 @@ impl Agent {
     /// Opens the control stream; says nothing yet.
     pub(crate) async fn open(connection: Connection) -> Self {
         let (mut send, recv) = connection.open_bi().await.unwrap();
-        io::write(&mut send, &StreamHeader::Control, HEADER_FRAME_MAX).await.unwrap();
-        Self { connection, send, control: FrameReader::new(recv, CONTROL_FRAME_MAX) }
+        io::write(&mut send, &StreamHeader::Control, HEADER_FRAME_MAX)
+            .await
+            .unwrap();
+        Self {
+            connection,
+            send,
+            control: FrameReader::new(recv, CONTROL_FRAME_MAX),
+        }
     }
 
     pub(crate) async fn up(&mut self, up: &Up) {
-        io::write(&mut self.send, up, CONTROL_FRAME_MAX * 2).await.unwrap();
+        io::write(&mut self.send, up, CONTROL_FRAME_MAX * 2)
+            .await
+            .unwrap();
     }
 
     pub(crate) async fn down(&mut self) -> Down {
-        soon("a control message", self.control.next()).await.unwrap().unwrap()
+        soon("a control message", self.control.next())
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// A stream of the agent, with its header written.
     pub(crate) async fn stream(&self, header: &StreamHeader) -> (SendStream, RecvStream) {
         let (mut send, recv) = self.connection.open_bi().await.unwrap();
-        io::write(&mut send, header, HEADER_FRAME_MAX).await.unwrap();
+        io::write(&mut send, header, HEADER_FRAME_MAX)
+            .await
+            .unwrap();
         (send, recv)
     }
 
     /// The next stream that the coordinator opens, with its header.
     pub(crate) async fn accept(&self) -> (StreamHeader, SendStream, RecvStream) {
-        let (send, mut recv) =
-            soon("a stream of the coordinator", self.connection.accept_bi()).await.unwrap();
-        let header = io::read(&mut recv, HEADER_FRAME_MAX).await.unwrap().unwrap();
+        let (send, mut recv) = soon("a stream of the coordinator", self.connection.accept_bi())
+            .await
+            .unwrap();
+        let header = io::read(&mut recv, HEADER_FRAME_MAX)
+            .await
+            .unwrap()
+            .unwrap();
         (header, send, recv)
     }
 }

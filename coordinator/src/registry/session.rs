@@ -176,6 +176,8 @@ pub(crate) async fn inventory(core: &Core, link: &dyn Link, held: Vec<Held>) {
     reconcile::node(core, &node).await;
     models::converge_all(core).await;
     tasks::place_pending(core).await;
+    // Clients of its tasks wait for it too, where nothing about the task changed.
+    tasks::changed(core);
 }
 
 /// Takes a report: durable, with the node's cursor in the same commit, when it returns `Ok`.

@@ -176,7 +176,9 @@ impl Page {
         let said = spans.filter(|span| span.starts_with("hop3 ") && !span.contains('…'));
         let unknown = said.filter(|span| {
             let is_word = |word: &&str| {
-                word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-') && !word.starts_with('-')
+                word.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                    && !word.starts_with('-')
             };
             let words: Vec<&str> = span.split_whitespace().take_while(is_word).collect();
             let longest = (1..=words.len()).rev().map(|n| words[..n].join(" "));

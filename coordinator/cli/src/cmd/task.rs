@@ -1,16 +1,14 @@
 //! `hop3 task …`.
 
-use std::{
-    collections::BTreeMap,
-    io::Read as _,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io::Read as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::StreamExt as _;
 use hop3_common::{
-    api::{ArtifactKind, ArtifactView, Explanation, Page, ProblemDetails, TaskPhase, TaskRequest, TaskView},
+    api::{
+        ArtifactKind, ArtifactView, Explanation, Page, ProblemDetails, TaskPhase, TaskRequest,
+        TaskView,
+    },
     codes::{Code, Problem},
     id::UnixMs,
     spec::{

@@ -14,11 +14,16 @@ use super::super::{
 };
 
 fn bytes(len: usize) -> Vec<u8> {
-    (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..len as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
 }
 
 async fn reply(recv: &mut RecvStream) -> BlobReply {
-    soon("a reply", io::read(recv, HEADER_FRAME_MAX)).await.unwrap().unwrap()
+    soon("a reply", io::read(recv, HEADER_FRAME_MAX))
+        .await
+        .unwrap()
+        .unwrap()
 }
 
 async fn refused(recv: &mut RecvStream) -> Code {
@@ -40,12 +45,22 @@ async fn a_get_goes_on_from_an_offset() {
     let digest = world.brain.blobs().put(&blob).unwrap();
     world.brain.allowed.lock().unwrap().insert(digest);
     for offset in [0usize, 1, 65_536, 300_001, 699_999, 700_000] {
-        let header = StreamHeader::BlobGet { digest, offset: offset as u64 };
+        let header = StreamHeader::BlobGet {
+            digest,
+            offset: offset as u64,
+        };
         let (_send, mut recv) = agent.stream(&header).await;
-        let expected = BlobReply::Ready { size: 700_000, offset: offset as u64 };
+        let expected = BlobReply::Ready {
+            size: 700_000,
+            offset: offset as u64,
+        };
         assert_eq!(reply(&mut recv).await, expected);
         let rest = soon("its bytes", recv.read_to_end(1 << 20)).await.unwrap();
-        assert!(rest == blob[offset..], "from {offset}: {} bytes", rest.len());
+        assert!(
+            rest == blob[offset..],
+            "from {offset}: {} bytes",
+            rest.len()
+        );
     }
 }
 
@@ -55,12 +70,19 @@ async fn gets_are_refused_with_their_reason() {
     let agent = world.agent("a").await;
     let digest = world.brain.blobs().put(b"secret").unwrap();
     let ask = async |digest, offset| {
-        let (_send, mut recv) = agent.stream(&StreamHeader::BlobGet { digest, offset }).await;
+        let (_send, mut recv) = agent
+            .stream(&StreamHeader::BlobGet { digest, offset })
+            .await;
         refused(&mut recv).await
     };
     assert_eq!(ask(digest, 0).await, Code::Forbidden);
     let missing = Digest::of(b"missing");
-    world.brain.allowed.lock().unwrap().extend([digest, missing]);
+    world
+        .brain
+        .allowed
+        .lock()
+        .unwrap()
+        .extend([digest, missing]);
     assert_eq!(ask(missing, 0).await, Code::NotFound);
     assert_eq!(ask(digest, 7).await, Code::InvalidField);
 }
@@ -78,9 +100,15 @@ async fn a_put_is_durable_when_it_is_answered_and_costs_nothing_twice() {
     send.finish().unwrap();
     assert_eq!(reply(&mut recv).await, BlobReply::Stored);
     assert_eq!(world.brain.blobs().read(&digest, 1 << 20).unwrap(), blob);
-    assert_eq!(world.brain.seen.lock().unwrap().stored, [(node("a"), digest, size)]);
+    assert_eq!(
+        world.brain.seen.lock().unwrap().stored,
+        [(node("a"), digest, size)]
+    );
     let (_send, mut recv) = put(&agent, digest, size).await;
-    assert_eq!(reply(&mut recv).await, BlobReply::Ready { size, offset: size });
+    assert_eq!(
+        reply(&mut recv).await,
+        BlobReply::Ready { size, offset: size }
+    );
     assert_eq!(reply(&mut recv).await, BlobReply::Stored);
     let (_send, mut recv) = put(&agent, digest, size + 1).await;
     assert_eq!(refused(&mut recv).await, Code::DigestMismatch);

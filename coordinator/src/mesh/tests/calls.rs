@@ -31,9 +31,18 @@ fn target(input: impl Into<Bytes>) -> Target {
 }
 
 fn echo(call: &Call) -> Reply {
-    let Target::Module { input, .. } = &call.target else { panic!("not a module") };
+    let Target::Module { input, .. } = &call.target else {
+        panic!("not a module")
+    };
     let usage = Usage::default();
-    Reply { id: call.id, result: Ok(CallResult::Module { exit: 0, output: input.clone(), usage }) }
+    Reply {
+        id: call.id,
+        result: Ok(CallResult::Module {
+            exit: 0,
+            output: input.clone(),
+            usage,
+        }),
+    }
 }
 
 fn output(result: CallResult) -> Bytes {
@@ -67,7 +76,10 @@ fn echo_for_ever(agent: &Agent) -> tokio::task::JoinHandle<()> {
             tokio::spawn(async move {
                 let mut calls = FrameReader::new(recv, CALL_FRAME_MAX);
                 while let Ok(Some(call)) = calls.next::<Call>().await {
-                    if io::write(&mut send, &echo(&call), CALL_FRAME_MAX).await.is_err() {
+                    if io::write(&mut send, &echo(&call), CALL_FRAME_MAX)
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -85,7 +97,10 @@ async fn a_thousand_in_flight_end_in_any_order() {
         .map(|i| {
             let link = link.clone();
             async move {
-                let result = link.call(target(i.to_le_bytes().to_vec()), LONG).await.unwrap();
+                let result = link
+                    .call(target(i.to_le_bytes().to_vec()), LONG)
+                    .await
+                    .unwrap();
                 assert_eq!(output(result)[..], i.to_le_bytes(), "another call's reply");
                 i
             }
@@ -130,8 +145,15 @@ async fn a_deadline_is_kept_here_and_the_call_cancelled_there() {
         (send, calls, first)
     });
     assert_eq!(problem.unwrap_err().code, Code::Deadline);
-    assert!((1..=100).contains(&first.deadline_ms), "{}", first.deadline_ms);
-    assert_eq!(next(&mut calls).await.target, Target::Cancel { id: first.id });
+    assert!(
+        (1..=100).contains(&first.deadline_ms),
+        "{}",
+        first.deadline_ms
+    );
+    assert_eq!(
+        next(&mut calls).await.target,
+        Target::Cancel { id: first.id }
+    );
     // Its late reply disturbs nobody.
     answer(&mut send, &echo(&first)).await;
     let (result, ()) = tokio::join!(link.call(target("next"), LONG), async {
@@ -151,7 +173,10 @@ async fn a_caller_that_leaves_cancels_its_call() {
     let (_send, mut calls) = calls_stream(&agent).await;
     let call = next(&mut calls).await;
     caller.abort();
-    assert_eq!(next(&mut calls).await.target, Target::Cancel { id: call.id });
+    assert_eq!(
+        next(&mut calls).await.target,
+        Target::Cancel { id: call.id }
+    );
 }
 
 #[tokio::test]
@@ -165,8 +190,10 @@ async fn a_lost_session_fails_all_calls_in_flight_and_all_later_ones() {
             tokio::spawn(async move { link.call(target("x"), LONG).await })
         })
         .collect();
-    eventually("they are on their way", || (world.handle.counters().calls == 100).then_some(()))
-        .await;
+    eventually("they are on their way", || {
+        (world.handle.counters().calls == 100).then_some(())
+    })
+    .await;
     let _streams = calls_stream(&agent).await;
     agent.connection.close(0u32.into(), b"");
     for caller in callers {
@@ -183,18 +210,34 @@ async fn invented_and_malformed_replies_close_only_their_own_connection() {
     let good = world.agent("good").await;
     let _echo = echo_for_ever(&good);
     let invented = hop3_common::wire::frame::to_bytes(
-        &Reply { id: 5, result: Ok(CallResult::Model { outputs: vec![], infer_us: 0 }) },
+        &Reply {
+            id: 5,
+            result: Ok(CallResult::Model {
+                outputs: vec![],
+                infer_us: 0,
+            }),
+        },
         1 << 10,
     )
     .unwrap();
-    let oversize = u32::try_from(CALL_FRAME_MAX + 1).unwrap().to_le_bytes().to_vec();
-    for bytes in [invented.to_vec(), b"\x03\0\0\0\xff\xff\xff".to_vec(), oversize] {
+    let oversize = u32::try_from(CALL_FRAME_MAX + 1)
+        .unwrap()
+        .to_le_bytes()
+        .to_vec();
+    for bytes in [
+        invented.to_vec(),
+        b"\x03\0\0\0\xff\xff\xff".to_vec(),
+        oversize,
+    ] {
         let bad = world.agent("bad").await;
         let link = world.link("bad");
         let (outcome, ()) = tokio::join!(link.call(target("x"), LONG), async {
             let (mut send, _calls) = calls_stream(&bad).await;
             send.write_all(&bytes).await.unwrap();
-            assert_eq!(close_code(&bad.connection).await, u64::from(close::PROTOCOL));
+            assert_eq!(
+                close_code(&bad.connection).await,
+                u64::from(close::PROTOCOL)
+            );
         });
         assert_eq!(outcome.unwrap_err().code, Code::NodeUnreachable);
         let good = world.link("good").call(target("still here"), LONG).await;
@@ -225,10 +268,19 @@ async fn large_inputs_have_their_own_stream_and_a_bound() {
     let _echo = echo_for_ever(&agent);
     let link = world.link("a");
     let input = Bytes::from(vec![7u8; 1 << 20]);
-    assert_eq!(output(link.call(target(input.clone()), LONG).await.unwrap()), input);
-    assert_eq!(output(link.call(target("small"), LONG).await.unwrap()), "small");
+    assert_eq!(
+        output(link.call(target(input.clone()), LONG).await.unwrap()),
+        input
+    );
+    assert_eq!(
+        output(link.call(target("small"), LONG).await.unwrap()),
+        "small"
+    );
     let huge = target(vec![0; CALL_FRAME_MAX + 1]);
-    assert_eq!(link.call(huge, LONG).await.unwrap_err().code, Code::TooLarge);
+    assert_eq!(
+        link.call(huge, LONG).await.unwrap_err().code,
+        Code::TooLarge
+    );
 }
 
 #[tokio::test]

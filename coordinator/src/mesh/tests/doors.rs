@@ -37,7 +37,10 @@ async fn a_session_needs_a_certificate() {
         hop3_common::identity::tls::enroll_client(world.ca.certificate().pin(), time()).unwrap();
     tls.alpn_protocols = vec![ALPN_SESSION.to_vec()];
     let connection = world.connect(tls).await.unwrap();
-    assert_eq!(close_code(&connection).await, u64::from(close::UNAUTHENTICATED));
+    assert_eq!(
+        close_code(&connection).await,
+        u64::from(close::UNAUTHENTICATED)
+    );
     assert_eq!(world.handle.counters().unauthenticated, 1);
     assert!(world.brain.seen.lock().unwrap().hellos.is_empty());
 }
@@ -49,8 +52,10 @@ async fn another_protocol_is_refused_in_the_handshake() {
         hop3_common::identity::tls::enroll_client(world.ca.certificate().pin(), time()).unwrap();
     tls.alpn_protocols = vec![b"h3".to_vec()];
     assert!(world.connect(tls).await.is_err());
-    eventually("it is counted", || (world.handle.counters().handshakes_failed == 1).then_some(()))
-        .await;
+    eventually("it is counted", || {
+        (world.handle.counters().handshakes_failed == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -60,7 +65,10 @@ async fn another_meshs_certificate_is_refused() {
     // TLS 1.3 tells the client after its own end of the handshake.
     if let Ok(connection) = world.connect_as("a", &stranger).await {
         let closed = soon("it is refused", connection.closed()).await;
-        assert!(!matches!(closed, quinn::ConnectionError::ApplicationClosed(_)), "{closed}");
+        assert!(
+            !matches!(closed, quinn::ConnectionError::ApplicationClosed(_)),
+            "{closed}"
+        );
     }
     assert!(world.brain.seen.lock().unwrap().hellos.is_empty());
     world.agent("a").await;
@@ -71,7 +79,10 @@ async fn a_coordinators_certificate_makes_no_node() {
     let world = World::start().await;
     let key = NodeKey::generate().unwrap();
     let now = UnixMs::now();
-    let cert = world.ca.issue_coordinator(&[], &key.public_key(), now, 3600).unwrap();
+    let cert = world
+        .ca
+        .issue_coordinator(&[], &key.public_key(), now, 3600)
+        .unwrap();
     let tls = mesh_client(world.ca.certificate(), cert.der, &key, time()).unwrap();
     if let Ok(connection) = world.connect(tls).await {
         soon("it is refused", connection.closed()).await;
@@ -84,9 +95,14 @@ async fn the_certificate_names_the_node() {
     let world = World::start().await;
     let mut agent = Agent::open(world.connect_as("a", &world.ca).await.unwrap()).await;
     agent.up(&Up::Hello(hello("b"))).await;
-    let Down::Refused(problem) = agent.down().await else { panic!("not refused") };
+    let Down::Refused(problem) = agent.down().await else {
+        panic!("not refused")
+    };
     assert_eq!(problem.code, Code::Unauthenticated);
-    assert_eq!(close_code(&agent.connection).await, u64::from(close::UNAUTHENTICATED));
+    assert_eq!(
+        close_code(&agent.connection).await,
+        u64::from(close::UNAUTHENTICATED)
+    );
     assert!(world.brain.seen.lock().unwrap().hellos.is_empty());
 }
 
@@ -95,10 +111,20 @@ async fn a_foreign_version_gets_a_typed_refusal() {
     let world = World::start().await;
     let mut agent = Agent::open(world.connect_as("a", &world.ca).await.unwrap()).await;
     let protocol = (PROTOCOL.1 + 1, PROTOCOL.1 + 2);
-    agent.up(&Up::Hello(hop3_common::wire::Hello { protocol, ..hello("a") })).await;
-    let Down::Refused(problem) = agent.down().await else { panic!("not refused") };
+    agent
+        .up(&Up::Hello(hop3_common::wire::Hello {
+            protocol,
+            ..hello("a")
+        }))
+        .await;
+    let Down::Refused(problem) = agent.down().await else {
+        panic!("not refused")
+    };
     assert_eq!(problem.code, Code::VersionUnsupported);
-    assert_eq!(close_code(&agent.connection).await, u64::from(close::PROTOCOL));
+    assert_eq!(
+        close_code(&agent.connection).await,
+        u64::from(close::PROTOCOL)
+    );
 }
 
 #[tokio::test]
@@ -107,9 +133,14 @@ async fn a_revoked_node_is_told_so() {
     world.brain.refused.lock().unwrap().insert(node("a"));
     let mut agent = Agent::open(world.connect_as("a", &world.ca).await.unwrap()).await;
     agent.up(&Up::Hello(hello("a"))).await;
-    let Down::Refused(problem) = agent.down().await else { panic!("not refused") };
+    let Down::Refused(problem) = agent.down().await else {
+        panic!("not refused")
+    };
     assert_eq!(problem.code, Code::NodeRevoked);
-    assert_eq!(close_code(&agent.connection).await, u64::from(close::REVOKED));
+    assert_eq!(
+        close_code(&agent.connection).await,
+        u64::from(close::REVOKED)
+    );
     assert_eq!(world.handle.counters().sessions_refused, 1);
     assert_eq!(world.handle.sessions(), 0);
 }
@@ -118,8 +149,15 @@ async fn a_revoked_node_is_told_so() {
 async fn the_first_message_is_hello_and_comes_in_time() {
     let world = World::start_with(|o| o.handshake_timeout = Duration::from_millis(300)).await;
     let mut agent = Agent::open(world.connect_as("a", &world.ca).await.unwrap()).await;
-    agent.up(&Up::Leaving { reason: String::new() }).await;
-    assert_eq!(close_code(&agent.connection).await, u64::from(close::PROTOCOL));
+    agent
+        .up(&Up::Leaving {
+            reason: String::new(),
+        })
+        .await;
+    assert_eq!(
+        close_code(&agent.connection).await,
+        u64::from(close::PROTOCOL)
+    );
     let silent = world.connect_as("b", &world.ca).await.unwrap();
     assert_eq!(close_code(&silent).await, u64::from(close::PROTOCOL));
 }
@@ -129,24 +167,44 @@ async fn enrolment_is_one_request_and_one_reply_over_the_same_tls_session() {
     let world = World::start().await;
     let connection = world.connect_stranger().await;
     let mut exporter = [0; EXPORTER_BYTES];
-    connection.export_keying_material(&mut exporter, EXPORTER_LABEL, &[]).unwrap();
+    connection
+        .export_keying_material(&mut exporter, EXPORTER_LABEL, &[])
+        .unwrap();
     let request = EnrollRequest::Join(join());
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    io::write(&mut send, &request, ENROLL_FRAME_MAX).await.unwrap();
-    let reply: EnrollReply = io::read(&mut recv, ENROLL_FRAME_MAX).await.unwrap().unwrap();
-    let EnrollReply::Refused(problem) = reply else { panic!("granted") };
+    io::write(&mut send, &request, ENROLL_FRAME_MAX)
+        .await
+        .unwrap();
+    let reply: EnrollReply = io::read(&mut recv, ENROLL_FRAME_MAX)
+        .await
+        .unwrap()
+        .unwrap();
+    let EnrollReply::Refused(problem) = reply else {
+        panic!("granted")
+    };
     assert_eq!(problem.code, Code::TokenUsed, "what the brain said");
-    assert_eq!(world.brain.seen.lock().unwrap().enrolled, [(request, exporter)]);
+    assert_eq!(
+        world.brain.seen.lock().unwrap().enrolled,
+        [(request, exporter)]
+    );
     assert_eq!(close_code(&connection).await, u64::from(close::DONE));
 }
 
 #[tokio::test]
 async fn malformed_enrolments_are_refused_with_a_reason_and_never_reach_the_brain() {
     let world = World::start().await;
-    let oversize = (u32::try_from(ENROLL_FRAME_MAX).unwrap() + 1).to_le_bytes().to_vec();
-    let too_long = EnrollRequest::Join(Join { hostname: "x".repeat(300), ..join() });
+    let oversize = (u32::try_from(ENROLL_FRAME_MAX).unwrap() + 1)
+        .to_le_bytes()
+        .to_vec();
+    let too_long = EnrollRequest::Join(Join {
+        hostname: "x".repeat(300),
+        ..join()
+    });
     let too_long = hop3_common::wire::frame::to_bytes(&too_long, ENROLL_FRAME_MAX).unwrap();
-    let old = EnrollRequest::Join(Join { protocol: (0, 0), ..join() });
+    let old = EnrollRequest::Join(Join {
+        protocol: (0, 0),
+        ..join()
+    });
     let old = hop3_common::wire::frame::to_bytes(&old, ENROLL_FRAME_MAX).unwrap();
     let cases = [
         (b"\x05\0\0\0\xff\xff\xff\xff\xff".to_vec(), Code::Protocol),
@@ -160,8 +218,13 @@ async fn malformed_enrolments_are_refused_with_a_reason_and_never_reach_the_brai
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         send.write_all(&bytes).await.unwrap();
         let _ = send.finish();
-        let reply = io::read(&mut recv, ENROLL_FRAME_MAX).await.unwrap().unwrap();
-        let EnrollReply::Refused(problem) = reply else { panic!("granted") };
+        let reply = io::read(&mut recv, ENROLL_FRAME_MAX)
+            .await
+            .unwrap()
+            .unwrap();
+        let EnrollReply::Refused(problem) = reply else {
+            panic!("granted")
+        };
         assert_eq!(problem.code, expected, "{problem}");
         soon("it is closed", connection.closed()).await;
     }

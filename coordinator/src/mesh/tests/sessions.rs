@@ -17,7 +17,12 @@ use super::super::{
 
 fn report(seq: u64) -> Up {
     let instance = "task/t1".parse().unwrap();
-    let report = Report { instance, token: Token::default(), at: UnixMs(1), event: Event::Stopped };
+    let report = Report {
+        instance,
+        token: Token::default(),
+        at: UnixMs(1),
+        event: Event::Stopped,
+    };
     Up::Report { seq, report }
 }
 
@@ -25,7 +30,9 @@ fn report(seq: u64) -> Up {
 async fn acked_up_to(agent: &mut Agent, seq: u64) -> usize {
     let (mut last, mut acks) = (0, 0);
     while last < seq {
-        let Down::Ack { seq } = agent.down().await else { panic!("not an ack") };
+        let Down::Ack { seq } = agent.down().await else {
+            panic!("not an ack")
+        };
         assert!(seq > last, "{seq} after {last}");
         (last, acks) = (seq, acks + 1);
     }
@@ -58,8 +65,20 @@ async fn nothing_is_acknowledged_before_it_is_durable() {
     agent.up(&report(1)).await;
     agent.up(&report(2)).await;
     // Something later on the same stream arrives without an acknowledgement before it.
-    world.link("a").send(Down::Telemetry { sample_ms: 9, batch_ms: 9 }).unwrap();
-    assert_eq!(agent.down().await, Down::Telemetry { sample_ms: 9, batch_ms: 9 });
+    world
+        .link("a")
+        .send(Down::Telemetry {
+            sample_ms: 9,
+            batch_ms: 9,
+        })
+        .unwrap();
+    assert_eq!(
+        agent.down().await,
+        Down::Telemetry {
+            sample_ms: 9,
+            batch_ms: 9
+        }
+    );
     world.brain.durable.add_permits(1);
     eventually("one is durable", || {
         (world.brain.seen.lock().unwrap().reports.len() == 1).then_some(())
@@ -92,7 +111,11 @@ async fn a_report_that_is_not_durable_ends_the_session_unacknowledged() {
         }
     }
     let seen = world.brain.seen.lock().unwrap();
-    assert_eq!(seen.reports, [(node("a"), 1), (node("a"), 2)], "a repeat is taken once");
+    assert_eq!(
+        seen.reports,
+        [(node("a"), 1), (node("a"), 2)],
+        "a repeat is taken once"
+    );
 }
 
 #[tokio::test]
@@ -105,17 +128,28 @@ async fn statements_reach_the_brain_and_a_renewal_is_answered() {
         phase: Phase::Running,
     };
     agent.up(&Up::Inventory(vec![held.clone()])).await;
-    let facts = NodeFacts { cpus: 4, ..NodeFacts::default() };
+    let facts = NodeFacts {
+        cpus: 4,
+        ..NodeFacts::default()
+    };
     agent.up(&Up::Facts(facts.clone())).await;
     let csr_der = Bytes::from_static(b"csr");
-    agent.up(&Up::Renew { csr_der: csr_der.clone() }).await;
+    agent
+        .up(&Up::Renew {
+            csr_der: csr_der.clone(),
+        })
+        .await;
     assert_eq!(agent.down().await, Down::Certificate { cert_der: csr_der });
     {
         let seen = world.brain.seen.lock().unwrap();
         assert_eq!(seen.inventories, [(node("a"), vec![held])]);
         assert_eq!(seen.facts, [facts]);
     }
-    agent.up(&Up::Leaving { reason: "reboot\n".into() }).await;
+    agent
+        .up(&Up::Leaving {
+            reason: "reboot\n".into(),
+        })
+        .await;
     agent.send.finish().unwrap();
     assert_eq!(world.gone("a", 0).await, "the agent is leaving: reboot\\n");
     assert_eq!(world.handle.sessions(), 0);
@@ -126,10 +160,20 @@ async fn statements_reach_the_brain_and_a_renewal_is_answered() {
 async fn breaches_cost_only_their_own_connection() {
     let world = World::start().await;
     let mut good = world.agent("good").await;
-    let held =
-        Held { instance: "task/t1".parse().unwrap(), token: Token::default(), phase: Phase::Ended };
-    let frame = |up: &Up| hop3_common::wire::frame::to_bytes(up, 4 << 20).unwrap().to_vec();
-    let facts = NodeFacts { hostname: "x".repeat(100_000), ..NodeFacts::default() };
+    let held = Held {
+        instance: "task/t1".parse().unwrap(),
+        token: Token::default(),
+        phase: Phase::Ended,
+    };
+    let frame = |up: &Up| {
+        hop3_common::wire::frame::to_bytes(up, 4 << 20)
+            .unwrap()
+            .to_vec()
+    };
+    let facts = NodeFacts {
+        hostname: "x".repeat(100_000),
+        ..NodeFacts::default()
+    };
     let cases = [
         b"\x04\0\0\0\xff\xff\xff\xff".to_vec(),
         u32::MAX.to_le_bytes().to_vec(),
@@ -143,7 +187,11 @@ async fn breaches_cost_only_their_own_connection() {
         let mut bad = world.agent("bad").await;
         // The coordinator may close before it has all.
         let _ = bad.send.write_all(bytes).await;
-        assert_eq!(close_code(&bad.connection).await, u64::from(close::PROTOCOL), "case {n}");
+        assert_eq!(
+            close_code(&bad.connection).await,
+            u64::from(close::PROTOCOL),
+            "case {n}"
+        );
         world.gone("bad", n).await;
         assert_eq!(world.handle.counters().malformed, n as u64 + 1);
         let seq = n as u64 + 1;
@@ -192,7 +240,10 @@ async fn a_full_mailbox_closes_its_session_and_delays_nobody() {
     world.link("good").send(Down::Ack { seq: 3 }).unwrap();
     assert_eq!(good.down().await, Down::Ack { seq: 3 });
     assert_eq!(close_code(&stuck.connection).await, u64::from(close::BUSY));
-    assert_eq!(world.gone("stuck", 0).await, "control messages are not taken");
+    assert_eq!(
+        world.gone("stuck", 0).await,
+        "control messages are not taken"
+    );
     assert_eq!(world.handle.counters().sessions_stuck, 1);
 }
 
@@ -205,7 +256,12 @@ async fn a_node_that_takes_nothing_for_long_is_stuck() {
         let reason = "x".repeat(200_000);
         let epoch = hop3_common::ownership::Epoch(1);
         let instance = "task/t1".parse().unwrap();
-        link.send(Down::Stop { instance, epoch, reason }).unwrap();
+        link.send(Down::Stop {
+            instance,
+            epoch,
+            reason,
+        })
+        .unwrap();
     }
     assert_eq!(close_code(&stuck.connection).await, u64::from(close::BUSY));
     world.gone("stuck", 0).await;
@@ -218,7 +274,11 @@ async fn a_message_that_never_fits_ends_nothing() {
     let link = world.link("a");
     let reason = "x".repeat(hop3_common::wire::CONTROL_FRAME_MAX);
     let epoch = hop3_common::ownership::Epoch(1);
-    let stop = Down::Stop { instance: "task/t1".parse().unwrap(), epoch, reason };
+    let stop = Down::Stop {
+        instance: "task/t1".parse().unwrap(),
+        epoch,
+        reason,
+    };
     assert!(matches!(link.send(stop), Err(Gone::TooLarge { .. })));
     link.send(Down::Ack { seq: 1 }).unwrap();
     assert_eq!(agent.down().await, Down::Ack { seq: 1 });
@@ -232,11 +292,20 @@ async fn a_newer_session_replaces_the_older() {
     let mut newer = world.agent("a").await;
     let second = world.link("a");
     assert!(second.session() > first.session());
-    assert_eq!(close_code(&older.connection).await, u64::from(close::REPLACED));
-    assert_eq!(world.gone("a", 0).await, "a newer session of this node took over");
+    assert_eq!(
+        close_code(&older.connection).await,
+        u64::from(close::REPLACED)
+    );
+    assert_eq!(
+        world.gone("a", 0).await,
+        "a newer session of this node took over"
+    );
     assert_eq!(world.brain.seen.lock().unwrap().gone[0].1, first.session());
     assert!(!first.is_open() && second.is_open());
-    assert!(matches!(first.send(Down::Ack { seq: 1 }), Err(Gone::Closed(_))));
+    assert!(matches!(
+        first.send(Down::Ack { seq: 1 }),
+        Err(Gone::Closed(_))
+    ));
     newer.up(&report(1)).await;
     assert_eq!(newer.down().await, Down::Ack { seq: 1 });
     assert_eq!(world.handle.sessions(), 1);
@@ -246,8 +315,13 @@ async fn a_newer_session_replaces_the_older() {
 async fn revocation_ends_a_live_session_at_once() {
     let world = World::start().await;
     let agent = world.agent("a").await;
-    world.link("a").close(close::REVOKED, "revoked by an operator");
-    assert_eq!(close_code(&agent.connection).await, u64::from(close::REVOKED));
+    world
+        .link("a")
+        .close(close::REVOKED, "revoked by an operator");
+    assert_eq!(
+        close_code(&agent.connection).await,
+        u64::from(close::REVOKED)
+    );
     assert_eq!(world.gone("a", 0).await, "revoked by an operator");
     assert_eq!(world.handle.sessions(), 0);
 }
@@ -268,8 +342,14 @@ async fn what_the_brain_has_begun_ends_and_nothing_begins_after_a_close() {
     })
     .await;
     world.link("a").close(close::REVOKED, "revoked");
-    assert_eq!(close_code(&agent.connection).await, u64::from(close::REVOKED));
-    assert!(world.brain.seen.lock().unwrap().gone.is_empty(), "abandoned");
+    assert_eq!(
+        close_code(&agent.connection).await,
+        u64::from(close::REVOKED)
+    );
+    assert!(
+        world.brain.seen.lock().unwrap().gone.is_empty(),
+        "abandoned"
+    );
     world.brain.durable.add_permits(9);
     assert_eq!(world.gone("a", 0).await, "revoked");
     assert_eq!(world.brain.seen.lock().unwrap().reports, [(node("a"), 1)]);
@@ -285,9 +365,14 @@ async fn a_restart_is_announced_to_all_and_smeared() {
     world.shutdown.cancel();
     let mut times = std::collections::BTreeSet::new();
     for agent in &mut agents {
-        let Down::Restarting { reconnect_in_ms } = agent.down().await else { panic!("no word") };
+        let Down::Restarting { reconnect_in_ms } = agent.down().await else {
+            panic!("no word")
+        };
         assert!(times.insert(reconnect_in_ms), "two come back at once");
-        assert_eq!(close_code(&agent.connection).await, u64::from(close::RESTARTING));
+        assert_eq!(
+            close_code(&agent.connection).await,
+            u64::from(close::RESTARTING)
+        );
     }
     soon("the mesh ends", world.running).await.unwrap();
     assert_eq!(world.brain.seen.lock().unwrap().gone.len(), 5);
