@@ -35,5 +35,6 @@ need_nextest() {
     cargo install --locked cargo-nextest
 }
 
-# The profile's directory under the target directory.
-profile_dir() { [ "$1" = release ] && echo release || echo debug; }
+# Builds programs and tests together: one set of features, so that the quick start and the tests
+# share every dependency (apart, each would build its own).
+build() { cargo build --workspace --bins --tests --locked; }

@@ -314,13 +314,14 @@ mod tests {
 
     #[test]
     fn values_have_units_and_addresses_ports_or_not() {
-        let config =
-            raw("certificate_ttl = 60000\nlost_after = '5s'\nartifact_max = '2GiB'\nadvertise = ['a.b', '::1', 'c:9']")
-                .unwrap();
+        let amounts = raw("lost_after = '5s'\ncertificate_ttl = 60000\nartifact_max = '2GiB'");
+        let amounts = amounts.unwrap();
         assert_eq!(
-            (config.lost_after_ms, config.artifact_bytes_max),
-            (5_000, 2 << 30)
+            (amounts.lost_after_ms, amounts.certificate_ttl_s),
+            (5_000, 60)
         );
+        assert_eq!(amounts.artifact_bytes_max, 2 << 30);
+        let config = raw("advertise = ['a.b', '::1', 'c:9']").unwrap();
         let addresses: Vec<_> = config
             .advertise
             .iter()
