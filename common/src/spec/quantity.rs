@@ -72,6 +72,11 @@ macro_rules! quantity {
                     fn visit_u64<E: de::Error>(self, v: u64) -> Result<$ty, E> {
                         Ok($ty(v))
                     }
+                    // TOML has signed numbers only.
+                    fn visit_i64<E: de::Error>(self, v: i64) -> Result<$ty, E> {
+                        let v = u64::try_from(v).map_err(|_| E::custom("must not be negative"))?;
+                        Ok($ty(v))
+                    }
                     fn visit_str<E: de::Error>(self, v: &str) -> Result<$ty, E> {
                         v.parse().map_err(E::custom)
                     }
@@ -151,6 +156,10 @@ impl<'de> Deserialize<'de> for CpuMilli {
                 v.checked_mul(1000)
                     .map(CpuMilli)
                     .ok_or_else(|| E::custom("too many cores"))
+            }
+            fn visit_i64<E: de::Error>(self, v: i64) -> Result<CpuMilli, E> {
+                let v = u64::try_from(v).map_err(|_| E::custom("must not be negative"))?;
+                self.visit_u64(v)
             }
             fn visit_f64<E: de::Error>(self, v: f64) -> Result<CpuMilli, E> {
                 if (0.0..1e9).contains(&v) {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use hop3_common::api::{DecisionView, Explanation};
+use serde::Deserialize;
 
 use crate::{
     args::{ExplainKind, Format},
@@ -41,41 +42,40 @@ fn text(e: &Explanation) -> String {
     text
 }
 
+/// One node of a placement, as the decision records it.
+#[derive(Deserialize)]
+struct Considered {
+    node: String,
+    verdict: Verdict,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Verdict {
+    Fits { total: u32, scores: Vec<Part> },
+    Removed { filter: String, reason: String },
+}
+
+#[derive(Deserialize)]
+struct Part {
+    name: String,
+    part: u32,
+}
+
 /// The candidates of a placement: node, score or the filter that removed it.
 fn candidates(decision: &DecisionView) -> Option<String> {
-    let list = decision.placement.as_ref()?.get("candidates")?.as_array()?;
-    let text = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let rows = list.iter().take(CANDIDATES_SHOWN).map(|candidate| {
-        let node = candidate.get("node").map(text).unwrap_or_default();
-        let total = candidate.get("total").filter(|v| !v.is_null()).map(text);
-        let verdict = match (candidate.get("filtered").filter(|v| !v.is_null()), total) {
-            (Some(filtered), _) => {
-                let part = |key: &str| filtered.get(key).map(text).unwrap_or_default();
-                format!("{}: {}", part("filter"), part("reason"))
+    let list = decision.placement.as_ref()?.get("candidates")?;
+    let list: Vec<Considered> = serde_json::from_value(list.clone()).ok()?;
+    let rows = list.into_iter().take(CANDIDATES_SHOWN).map(|candidate| {
+        let (verdict, scores) = match candidate.verdict {
+            Verdict::Removed { filter, reason } => (format!("removed by {filter}"), reason),
+            Verdict::Fits { total, scores } => {
+                let part = |part: &Part| format!("{} {}", part.name, part.part);
+                let parts = scores.iter().map(part).collect::<Vec<_>>().join(", ");
+                (format!("score {total}"), parts)
             }
-            (None, Some(total)) => format!("score {total}"),
-            (None, None) => "-".to_owned(),
         };
-        let scores = candidate
-            .get("scores")
-            .and_then(|s| s.as_array())
-            .map(|scores| {
-                let score = |s: &serde_json::Value| {
-                    format!(
-                        "{} {}",
-                        s.get("name").map(text).unwrap_or_default(),
-                        s.get("weighted")
-                            .or(s.get("score"))
-                            .map(text)
-                            .unwrap_or_default()
-                    )
-                };
-                scores.iter().map(score).collect::<Vec<_>>().join(", ")
-            });
-        [format!("  {node}"), verdict, scores.unwrap_or_default()]
+        [format!("  {}", candidate.node), verdict, scores]
     });
-    Some(table(["  NODE", "VERDICT", "SCORES"], rows))
+    Some(table(["  NODE", "VERDICT", "WHY"], rows))
 }
