@@ -25,7 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 /// Prefix of environment variables.
 pub const ENV_PREFIX: &str = "HOP3_COORDINATOR_";
 /// Where things are unless said otherwise.
-const DATA_DIR: &str = "/var/lib/hop3/coordinator";
+const DATA_DIR: &str = "/var/lib/hop3-coordinator";
 /// Most addresses in a join token.
 const ADVERTISE_MAX: usize = 8;
 /// Largest artifact that may be allowed.
