@@ -129,6 +129,10 @@ name_id! {
     ModelName
 }
 name_id! {
+    /// A service's name.
+    ServiceName
+}
+name_id! {
     /// A task's id: `t` and 11 random base-32 characters.
     TaskId
 }
@@ -152,7 +156,8 @@ pub fn base32_id(prefix: char, random: u64) -> Box<str> {
         .into_boxed_str()
 }
 
-/// One copy of a task, model or service: `task/<task id>` or `model/<name>/<replica>`.
+/// One copy of a task, model or service: `task/<task id>`, `model/<name>/<replica>` or
+/// `service/<name>/<replica or shard>`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
 #[schema(value_type = String)]
 pub struct InstanceId(Box<str>);
@@ -168,6 +173,12 @@ impl InstanceId {
     #[must_use]
     pub fn model(name: &ModelName, replica: u32) -> Self {
         Self(format!("model/{name}/{replica}").into())
+    }
+
+    /// The `index`-th replica or shard of a service.
+    #[must_use]
+    pub fn service(name: &ServiceName, index: u32) -> Self {
+        Self(format!("service/{name}/{index}").into())
     }
 
     /// The id as text.
@@ -187,6 +198,15 @@ impl InstanceId {
     pub fn as_model(&self) -> Option<(ModelName, u32)> {
         let (name, replica) = self.0.strip_prefix("model/")?.split_once('/')?;
         Some((name.parse().ok()?, replica.parse().ok()?))
+    }
+}
+
+impl InstanceId {
+    /// The service and the replica or shard of it that this is.
+    #[must_use]
+    pub fn as_service(&self) -> Option<(ServiceName, u32)> {
+        let (name, index) = self.0.strip_prefix("service/")?.split_once('/')?;
+        Some((name.parse().ok()?, index.parse().ok()?))
     }
 }
 

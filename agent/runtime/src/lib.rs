@@ -2,4 +2,5 @@
 //! coordinator, no session; callers hand it bytes, grants and limits, and get results.
 
 pub mod onnx;
+pub mod service;
 pub mod wasm;

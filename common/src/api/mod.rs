@@ -3,11 +3,13 @@
 
 mod model;
 mod node;
+mod service;
 mod task;
 
 pub use model::*;
 pub use node::*;
 use serde::{Deserialize, Serialize};
+pub use service::*;
 pub use task::*;
 use utoipa::ToSchema;
 
@@ -183,6 +185,13 @@ pub enum EventView {
     Task(Box<TaskView>),
     /// A model changed.
     Model(Box<ModelView>),
+    /// A service changed.
+    Service(Box<ServiceView>),
+    /// A service is gone.
+    ServiceRemoved {
+        /// Its name.
+        service: String,
+    },
     /// The client was too slow and missed this many events: list again.
     Missed {
         /// How many.

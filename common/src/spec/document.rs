@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Invalid, ModelSpec, TaskSpec};
-use crate::id::ModelName;
+use super::{Invalid, ModelSpec, ServiceSpec, TaskSpec};
+use crate::id::{ModelName, ServiceName};
 
 /// Largest document, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Most documents in one text.
 const DOCUMENTS_MAX: usize = 256;
-const KINDS: [&str; 2] = ["Task", "Model"];
+const KINDS: [&str; 3] = ["Task", "Model", "Service"];
 
 /// A declared resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,13 @@ pub enum Resource {
         name: ModelName,
         /// Its spec.
         spec: Box<ModelSpec>,
+    },
+    /// `kind: Service`.
+    Service {
+        /// The service's name.
+        name: ServiceName,
+        /// Its spec.
+        spec: Box<ServiceSpec>,
     },
 }
 
@@ -125,6 +132,16 @@ fn resource(value: serde_norway::Value) -> Result<Resource, Invalid> {
             let spec: Box<ModelSpec> = Box::new(from_value(spec)?);
             spec.check()?;
             Ok(Resource::Model { name, spec })
+        }
+        "Service" => {
+            let name =
+                name.ok_or_else(|| Invalid::new("name", "is missing: a service needs one"))?;
+            let name = name
+                .parse()
+                .map_err(|e: crate::id::Error| Invalid::new("name", e.to_string()))?;
+            let spec: Box<ServiceSpec> = Box::new(from_value(spec)?);
+            spec.check()?;
+            Ok(Resource::Service { name, spec })
         }
         other => {
             let hint = nearest(other, KINDS).map(|near| format!("; did you mean `{near}`?"));
@@ -243,6 +260,19 @@ mod tests {
             (
                 "kind: Task\nspec: {module: m, volumes: [{name: v, path: ../x}]}",
                 "absolute path",
+            ),
+            ("kind: Servce\nspec: {}", "did you mean `Service`?"),
+            (
+                "kind: Service\nname: s\nspec: {module: m, stat: single}",
+                "`spec.stat` is unknown: did you mean `state`?",
+            ),
+            (
+                "kind: Service\nname: s\nspec: {module: m, state: shared}",
+                "`spec.state`",
+            ),
+            (
+                "kind: Service\nname: s\nspec: {module: m, subscribe: [a//b]}",
+                "is not a topic",
             ),
             ("- 1", "must be a mapping"),
             ("", "is empty"),

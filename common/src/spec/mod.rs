@@ -7,12 +7,14 @@ mod document;
 pub mod model;
 pub mod placement;
 pub mod quantity;
+pub mod service;
 pub mod task;
 
 pub use document::{DOCUMENT_BYTES_MAX, Resource, nearest, parse_documents, parse_json};
 pub use model::ModelSpec;
 pub use placement::{Labels, Placement, Resources, Selector, Tier};
 pub use quantity::{ByteSize, CpuMilli, Millis};
+pub use service::{CheckpointSpec, Durability, KeyFrom, ServiceLimits, ServiceSpec, State, Topic};
 pub use task::{Limits, Retry, Stdin, TaskSpec, VolumeGrant};
 
 /// What is wrong with a document: the field and the fix.

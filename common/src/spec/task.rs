@@ -183,12 +183,7 @@ fn check_strings(spec: &TaskSpec) -> Result<(), Invalid> {
             format!("has more than {ARGS_MAX} entries"),
         ));
     }
-    if spec.env.len() > ARGS_MAX {
-        return Err(Invalid::new(
-            "spec.env",
-            format!("has more than {ARGS_MAX} entries"),
-        ));
-    }
+    check_environment(&spec.env)?;
     let env_bytes: usize = spec.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
     let arg_bytes: usize = spec.args.iter().map(|a| a.len() + 1).sum();
     if env_bytes + arg_bytes > ARGS_BYTES_MAX {
@@ -201,8 +196,22 @@ fn check_strings(spec: &TaskSpec) -> Result<(), Invalid> {
     if spec.args.iter().any(has_nul) {
         return Err(Invalid::new("spec.args", "contains a NUL character"));
     }
+    Ok(())
+}
+
+/// Checks an environment: its size and its names.
+pub(super) fn check_environment(env: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    if env.len() > ARGS_MAX {
+        let problem = format!("has more than {ARGS_MAX} entries");
+        return Err(Invalid::new("spec.env", problem));
+    }
+    let bytes: usize = env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
+    if bytes > ARGS_BYTES_MAX {
+        let problem = format!("exceeds {ARGS_BYTES_MAX} bytes: pass it as input");
+        return Err(Invalid::new("spec.env", problem));
+    }
     let bad_key = |k: &String| k.is_empty() || k.contains('=') || k.contains('\0');
-    if spec.env.iter().any(|(k, v)| bad_key(k) || has_nul(v)) {
+    if env.iter().any(|(k, v)| bad_key(k) || v.contains('\0')) {
         return Err(Invalid::new(
             "spec.env",
             "a name is empty, or a name has `=`, or there is a NUL",
@@ -232,7 +241,7 @@ fn check_limits(limits: &Limits) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_volumes(volumes: &[VolumeGrant]) -> Result<(), Invalid> {
+pub(super) fn check_volumes(volumes: &[VolumeGrant]) -> Result<(), Invalid> {
     if volumes.len() > VOLUMES_MAX {
         return Err(Invalid::new(
             "spec.volumes",

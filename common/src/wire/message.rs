@@ -60,6 +60,16 @@ pub enum StreamHeader {
     },
     /// One [`ModelCheck`], answered by one `Result<ModelFacts, Problem>` frame.
     CheckModel,
+    /// [`ClientUp`](super::ClientUp) and [`ClientDown`](super::ClientDown) frames of one client
+    /// stream of a service's instance.
+    Client {
+        /// Which instance.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// [`Outgoing`](super::Outgoing) and [`OutgoingReply`](super::OutgoingReply) frames.
+    Outgoing,
 }
 
 /// Answer to `BlobGet` and `BlobPut`.
@@ -154,6 +164,26 @@ pub enum Down {
         /// When to reconnect.
         reconnect_in_ms: u32,
     },
+    /// Make a checkpoint of this service's instance and send it: answered by a report.
+    Checkpoint {
+        /// Which instance.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Stop this service's instance for good, send its final checkpoint, never run the epoch
+    /// again: answered by a report. A repeat changes nothing.
+    Seal {
+        /// Which instance.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Have these blobs: an instance that needs them may come.
+    Fetch {
+        /// Which.
+        blobs: Vec<Output>,
+    },
 }
 
 /// The agent introduces itself.
@@ -239,6 +269,8 @@ pub enum Work {
     Task(TaskWork),
     /// A model to serve.
     Model(ModelWork),
+    /// A service's instance.
+    Service(Box<super::ServiceWork>),
 }
 
 /// A Wasm task, resolved.
@@ -357,6 +389,14 @@ pub enum Event {
     Failed(Problem),
     /// It was stopped by order.
     Stopped,
+    /// A service's instance serves.
+    ServiceReady(super::ServiceFacts),
+    /// A checkpoint is durable on the node and at the coordinator.
+    Checkpointed(super::Checkpoint),
+    /// The final checkpoint is durable here and there; this epoch never runs here again.
+    Sealed(super::Checkpoint),
+    /// It could not be sealed: it goes on.
+    NotSealed(Problem),
 }
 
 /// How a task ended.
@@ -473,6 +513,24 @@ pub enum Target {
         /// The call to give up.
         id: u64,
     },
+    /// A request to a service's instance of this node.
+    Service {
+        /// The instance.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The request.
+        request: super::ServiceRequest,
+    },
+    /// A message to a service's instance of this node.
+    Message {
+        /// The instance.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The message.
+        message: super::TopicMessage,
+    },
 }
 
 /// Answers a [`Call`].
@@ -503,6 +561,10 @@ pub enum CallResult {
         /// Time in the model.
         infer_us: u64,
     },
+    /// A service's answer, as durable as it asks for.
+    Service(super::ServiceReply),
+    /// A message was handled.
+    Delivered,
 }
 
 /// The newest sample of a node, as the coordinator shows it.

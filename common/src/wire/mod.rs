@@ -13,6 +13,8 @@
 //! | `Attach` | coordinator, per client | [`attach::Frame`]s of one attached task |
 //! | `Logs` | coordinator | output of a task that still runs |
 //! | `CheckModel` | coordinator | one [`ModelCheck`] and its answer |
+//! | `Client` | coordinator, per client stream | [`ClientUp`] and [`ClientDown`] frames |
+//! | `Outgoing` | agent, a few | [`Outgoing`] and [`OutgoingReply`] frames |
 //!
 //! Messages are append-only: a shipped variant or field never changes; new ones come last.
 
@@ -22,9 +24,11 @@ pub mod frame;
 mod golden;
 pub mod io;
 mod message;
+mod service;
 pub mod telemetry;
 
 pub use message::*;
+pub use service::*;
 
 /// ALPN of sessions (mutual TLS).
 pub const ALPN_SESSION: &[u8] = b"hop3/1";
