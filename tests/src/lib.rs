@@ -3,15 +3,18 @@
 //!
 //! Nothing here sleeps to wait: [`eventually`] polls for a level with a deadline.
 
+pub mod counting;
 mod daemon;
 mod guests;
 mod mesh;
 mod npy;
+pub mod web;
 
 pub use daemon::{Daemon, bin};
 pub use guests::{data, guest};
 pub use mesh::{Mesh, Options, Run};
 pub use npy::{read_f32, slice_rows};
+pub use web::{Answer, Web};
 
 use std::time::{Duration, Instant};
 

@@ -91,6 +91,8 @@ pub struct Mesh {
     pub mesh_address: String,
     /// The REST API.
     pub api: String,
+    /// Where clients of services come in.
+    pub gateway: String,
     options: Options,
     /// Last: what is dropped before it may still read its logs.
     dir: TempDir,
@@ -120,14 +122,16 @@ impl Mesh {
         // On one machine a lost session should show at once.
         let agent_config = format!("keep_alive = \"1s\"\n{}", options.agent_config);
         write(&dir.path().join("agent.toml"), &agent_config);
-        let (coordinator, mesh_address, api) =
-            start_coordinator(dir.path(), "127.0.0.1:0", "127.0.0.1:0");
+        let any = "127.0.0.1:0";
+        let (coordinator, [mesh_address, api, gateway]) =
+            start_coordinator(dir.path(), [any, any, any]);
         let mut mesh = Self {
             dir,
             coordinator,
             agents: BTreeMap::new(),
             mesh_address,
             api,
+            gateway,
             options,
         };
         for (name, tier) in mesh.options.nodes.clone() {
@@ -254,8 +258,9 @@ impl Mesh {
     /// Starts the coordinator again, on the same addresses.
     pub fn start_coordinator(&mut self) {
         self.coordinator.kill();
-        let api = self.api.trim_start_matches("https://").to_owned();
-        let (coordinator, ..) = start_coordinator(self.dir.path(), &self.mesh_address, &api);
+        let [api, gateway] = [&self.api, &self.gateway].map(|url| url.replace("https://", ""));
+        let addresses = [self.mesh_address.as_str(), &api, &gateway];
+        let (coordinator, _) = start_coordinator(self.dir.path(), addresses);
         self.coordinator = coordinator;
     }
 
@@ -271,6 +276,31 @@ impl Mesh {
             let ready = |node: &Value| node["id"] == *name && node["status"] == "ready";
             nodes.as_array()?.iter().any(ready).then_some(())
         });
+    }
+
+    /// Kills an agent without warning.
+    pub fn kill_agent(&mut self, name: &str) {
+        if let Some(mut agent) = self.agents.remove(name) {
+            agent.kill();
+        }
+    }
+
+    /// Applies a manifest and waits until it is met.
+    pub fn apply(&self, manifest: &str) -> Run {
+        self.hop3_with(&["apply", "-f", "-"], manifest.as_bytes())
+    }
+
+    /// One service as the API shows it.
+    pub fn service(&self, name: &str) -> Value {
+        self.json(&["service", "show", name])
+    }
+
+    /// The node of a service's instance.
+    #[must_use]
+    pub fn node_of(&self, service: &str, index: usize) -> String {
+        let service = self.service(service);
+        let node = service["instances"][index]["node"].as_str();
+        node.unwrap_or_default().to_owned()
     }
 
     /// Waits until a task reaches one of `phases`; returns it.
@@ -296,7 +326,9 @@ fn write(path: &Path, content: &str) {
     fs::write(path, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
-fn start_coordinator(dir: &Path, mesh: &str, api: &str) -> (Daemon, String, String) {
+/// Starts a coordinator that listens on `addresses`: mesh, API, gateway; answers where it does.
+fn start_coordinator(dir: &Path, addresses: [&str; 3]) -> (Daemon, [String; 3]) {
+    let [mesh, api, gateway] = addresses;
     let ready = dir.join("ready.json");
     let _ = fs::remove_file(&ready);
     let mut command = Command::new(bin("hop3-coordinator"));
@@ -309,6 +341,8 @@ fn start_coordinator(dir: &Path, mesh: &str, api: &str) -> (Daemon, String, Stri
             mesh,
             "--api-listen",
             api,
+            "--gateway-listen",
+            gateway,
         ])
         .arg("--config")
         .arg(dir.join("coordinator.toml"))
@@ -326,5 +360,5 @@ fn start_coordinator(dir: &Path, mesh: &str, api: &str) -> (Daemon, String, Stri
         serde_json::from_slice(&fs::read(&ready).ok()?).ok()
     });
     let text = |key: &str| view[key].as_str().unwrap_or_default().to_owned();
-    (daemon, text("mesh"), text("api"))
+    (daemon, ["mesh", "api", "gateway"].map(text))
 }
