@@ -120,22 +120,36 @@ async fn add(web: &Web, service: &str, key: &str, n: u64, seen: &Seen, patient: 
             Ok(answer) => assert!(answer.status >= 500, "{key}: {answer:?}"),
         }
         seen.repeated.fetch_add(1, Ordering::Relaxed);
-        assert!(begun.elapsed() < CHANGE_MAX, "{key}: change {n}: {answer:?}");
+        assert!(
+            begun.elapsed() < CHANGE_MAX,
+            "{key}: change {n}: {answer:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Asks for the value of every key; each must be what was acknowledged.
+/// Asks for the value of every key; how far they are from what was acknowledged, in all.
+#[must_use]
+pub fn differences(mesh: &Mesh, service: &str, acknowledged: &[(String, u64)]) -> u64 {
+    let web = Web::new(mesh);
+    let difference = |(key, count): &(String, u64)| {
+        let value: u64 = crate::eventually(&format!("{service}/{key} answers"), || {
+            let answer = block_on(web.get(&format!("/{service}/{key}"))).ok()?;
+            (answer.status == 200).then(|| answer.text.trim().parse().ok())?
+        });
+        value.abs_diff(*count)
+    };
+    acknowledged.iter().map(difference).sum()
+}
+
+/// Every key has the value that was acknowledged.
 ///
 /// # Panics
-/// One is not.
+/// One has not.
 pub fn check(mesh: &Mesh, service: &str, acknowledged: &[(String, u64)]) {
-    let web = Web::new(mesh);
-    for (key, count) in acknowledged {
-        let value = crate::eventually(&format!("{service}/{key} answers"), || {
-            let answer = block_on(web.get(&format!("/{service}/{key}"))).ok()?;
-            (answer.status == 200).then_some(answer.text)
-        });
-        assert_eq!(value.trim(), count.to_string(), "{key}");
-    }
+    let wrong = differences(mesh, service, acknowledged);
+    assert_eq!(
+        wrong, 0,
+        "changes lost or doubled; acknowledged: {acknowledged:?}"
+    );
 }

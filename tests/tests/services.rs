@@ -31,7 +31,9 @@ fn a_service_is_applied_asked_scaled_and_deleted() {
     assert_eq!(text(&web, "GET", "/hello/"), "hello");
     let answer = block_on(web.post("/hello/echo", "some bytes"));
     assert_eq!(answer.unwrap_or_else(|e| panic!("{e}")).text, "some bytes");
-    let invoked = mesh.hop3(&["service", "invoke", "hello", "--path", "/"]).ok();
+    let invoked = mesh
+        .hop3(&["service", "invoke", "hello", "--path", "/"])
+        .ok();
     assert_eq!(invoked.trim(), "hello");
 
     let service = mesh.service("hello");
@@ -40,7 +42,10 @@ fn a_service_is_applied_asked_scaled_and_deleted() {
     mesh.hop3(&["service", "scale", "hello=3"]).ok();
     eventually("three replicas are ready", || {
         let service = mesh.service("hello");
-        let ready = service["instances"].as_array()?.iter().filter(|i| i["status"] == "ready");
+        let ready = service["instances"]
+            .as_array()?
+            .iter()
+            .filter(|i| i["status"] == "ready");
         (ready.count() == 3).then_some(())
     });
     mesh.hop3(&["service", "scale", "hello=1"]).ok();
@@ -59,7 +64,8 @@ fn a_service_is_applied_asked_scaled_and_deleted() {
     mesh.hop3(&["delete", "service", "hello", "--yes"]).ok();
     let gone = block_on(web.get("/hello/")).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(gone.status, 404, "{gone:?}");
-    mesh.hop3(&["service", "show", "hello"]).fails(1, &["HOP3-0520"]);
+    mesh.hop3(&["service", "show", "hello"])
+        .fails(1, &["HOP3-0520"]);
 }
 
 #[test]
@@ -130,11 +136,18 @@ fn keyed_services_keep_each_key_in_its_shard() {
         assert_eq!(added.text.trim(), key.to_string());
         let read = block_on(web.get(&format!("/counters/key-{key}")));
         let read = read.unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((read.text.trim(), &read.instance), (added.text.trim(), &added.instance));
+        assert_eq!(
+            (read.text.trim(), &read.instance),
+            (added.text.trim(), &added.instance)
+        );
         shards.extend(read.instance);
     }
     assert_eq!(shards.len(), 4, "{shards:?}");
-    let resharded = mesh.apply(&manifest("counters", "counters", "state: keyed\n  shards: 8"));
+    let resharded = mesh.apply(&manifest(
+        "counters",
+        "counters",
+        "state: keyed\n  shards: 8",
+    ));
     resharded.fails(1, &["HOP3-0525"]);
 }
 
@@ -174,7 +187,10 @@ fn a_handler_that_fails_changes_nothing_and_the_service_lives_on() {
         ("/hostile/big", "HOP3-0524"),
     ] {
         let answer = block_on(web.get(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
-        assert!(answer.status >= 500 && answer.text.contains(code), "{path}: {answer:?}");
+        assert!(
+            answer.status >= 500 && answer.text.contains(code),
+            "{path}: {answer:?}"
+        );
         assert_eq!(text(&web, "GET", "/hostile/count"), good, "after {path}");
     }
     let logs = mesh.hop3(&["service", "logs", "hostile"]).ok();
@@ -193,7 +209,8 @@ fn manifests_that_cannot_be_met_say_why() {
         mesh.hop3(&["artifact", "push", &path]).ok();
     }
     // A task's module has no handlers.
-    mesh.apply(&manifest("s", "hello", "replicas: 1")).fails(1, &["HOP3-0404", "hop3_request"]);
+    mesh.apply(&manifest("s", "hello", "replicas: 1"))
+        .fails(1, &["HOP3-0404", "hop3_request"]);
     let nowhere = manifest("s", "echo", "placement: {tier: cloud}");
     let args = ["apply", "-f", "-", "--timeout", "2s"];
     let said = mesh.hop3_with(&args, nowhere.as_bytes());
@@ -204,13 +221,20 @@ fn manifests_that_cannot_be_met_say_why() {
     mesh.hop3(&["delete", "service", "s", "--yes"]).ok();
 
     // What cannot change, and what is in use.
-    mesh.apply(&manifest("kept", "counters", "state: single")).ok();
-    mesh.apply(&manifest("kept", "counters", "state: none")).fails(1, &["HOP3-0526"]);
-    mesh.hop3(&["service", "scale", "kept=2"]).fails(1, &["HOP3-0533"]);
-    mesh.hop3(&["artifact", "rm", "counters", "--yes"]).fails(1, &["HOP3-0407", "kept"]);
-    mesh.apply(&manifest("caller", "echo", "calls: [kept]")).ok();
-    mesh.hop3(&["delete", "service", "kept", "--yes"]).fails(1, &["HOP3-0531", "caller"]);
-    mesh.hop3(&["service", "migrate", "kept", "--to", "nowhere"]).fails(1, &["HOP3-0307"]);
+    mesh.apply(&manifest("kept", "counters", "state: single"))
+        .ok();
+    mesh.apply(&manifest("kept", "counters", "state: none"))
+        .fails(1, &["HOP3-0526"]);
+    mesh.hop3(&["service", "scale", "kept=2"])
+        .fails(1, &["HOP3-0533"]);
+    mesh.hop3(&["artifact", "rm", "counters", "--yes"])
+        .fails(1, &["HOP3-0407", "kept"]);
+    mesh.apply(&manifest("caller", "echo", "calls: [kept]"))
+        .ok();
+    mesh.hop3(&["delete", "service", "kept", "--yes"])
+        .fails(1, &["HOP3-0531", "caller"]);
+    mesh.hop3(&["service", "migrate", "kept", "--to", "nowhere"])
+        .fails(1, &["HOP3-0307"]);
 }
 
 #[test]
@@ -245,9 +269,12 @@ fn an_event_stream_goes_on_while_its_service_moves() {
             if n == 3 {
                 let from = mesh.node_of("chat", 0);
                 let to = if from == "edge-1" { "edge-2" } else { "edge-1" };
-                mesh.hop3(&["service", "migrate", "chat", "--to", to, "--watch"]).ok();
+                mesh.hop3(&["service", "migrate", "chat", "--to", to, "--watch"])
+                    .ok();
             }
-            let posted = web.post("/chat/rooms/a/messages", &format!("message {n}")).await;
+            let posted = web
+                .post("/chat/rooms/a/messages", &format!("message {n}"))
+                .await;
             let posted = posted.unwrap_or_else(|error| panic!("{error:?}"));
             assert!(posted.status < 300, "{posted:?}");
             let expected = format!("message {n}");

@@ -2,11 +2,7 @@
 //!
 //! The seed of a run is printed; `HOP3_SEED` repeats its order of faults.
 
-use hop3_tests::{
-    Mesh, counting,
-    counting::Clients,
-    eventually, guest,
-};
+use hop3_tests::{Mesh, counting, counting::Clients, eventually, guest};
 
 /// Kills in CI, and in the long run.
 const KILLS: u64 = 20;
@@ -21,7 +17,9 @@ struct Seeded(u64);
 
 impl Seeded {
     fn new() -> Self {
-        let given = std::env::var("HOP3_SEED").ok().and_then(|seed| seed.parse().ok());
+        let given = std::env::var("HOP3_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let seed = given.unwrap_or_else(|| now.map_or(1, |now| now.as_nanos() as u64) | 1);
         eprintln!("HOP3_SEED={seed}");
@@ -46,7 +44,9 @@ fn counters(mesh: &Mesh, spec: &str) {
 /// Waits until more changes are acknowledged.
 fn progress(clients: &Clients) {
     let before = clients.acknowledged();
-    eventually("clients get on", || (clients.acknowledged() >= before + PROGRESS).then_some(()));
+    eventually("clients get on", || {
+        (clients.acknowledged() >= before + PROGRESS).then_some(())
+    });
 }
 
 #[test]
@@ -72,7 +72,10 @@ fn nothing_acknowledged_is_lost_or_doubled_when_anything_is_killed() {
         }
     }
     progress(&clients);
-    let repeated = clients.seen.repeated.load(std::sync::atomic::Ordering::Relaxed);
+    let repeated = clients
+        .seen
+        .repeated
+        .load(std::sync::atomic::Ordering::Relaxed);
     let acknowledged = clients.stop();
     counting::check(&mesh, "counters", &acknowledged);
     let total: u64 = acknowledged.iter().map(|(_, count)| count).sum();
@@ -86,12 +89,22 @@ fn a_hundred_moves_under_load_reach_no_client() {
     let clients = Clients::start(&mesh, "counters", 8, true);
     for n in 0..MOVES {
         let before = clients.acknowledged();
-        let to = if mesh.node_of("counters", 0) == "edge-1" { "edge-2" } else { "edge-1" };
-        mesh.hop3(&["service", "migrate", "counters", "--to", to, "--watch"]).ok();
+        let to = if mesh.node_of("counters", 0) == "edge-1" {
+            "edge-2"
+        } else {
+            "edge-1"
+        };
+        mesh.hop3(&["service", "migrate", "counters", "--to", to, "--watch"])
+            .ok();
         assert_eq!(mesh.node_of("counters", 0), to, "move {n}");
-        eventually("clients get on", || (clients.acknowledged() > before).then_some(()));
+        eventually("clients get on", || {
+            (clients.acknowledged() > before).then_some(())
+        });
     }
-    let slowest = clients.seen.slowest_ms.load(std::sync::atomic::Ordering::Relaxed);
+    let slowest = clients
+        .seen
+        .slowest_ms
+        .load(std::sync::atomic::Ordering::Relaxed);
     let acknowledged = clients.stop();
     counting::check(&mesh, "counters", &acknowledged);
     let total: u64 = acknowledged.iter().map(|(_, count)| count).sum();

@@ -257,6 +257,70 @@ pub(crate) static ALL: &[Entry] = &[
         "`hop3 task run upper.wasm` from file to file, long lines",
     )
     .against("tr a-z A-Z"),
+    less(
+        "gateway.p50_ms",
+        "ms",
+        "`GET` of a constant from a service through the gateway, wrk with N kept TLS \
+         connections: median",
+    )
+    .against("nginx"),
+    less("gateway.p99_ms", "ms", "the same: 99th percentile").against("nginx"),
+    more("gateway.per_s", "/s", "the same: throughput").against("nginx"),
+    less(
+        "gateway.durable_p50_ms",
+        "ms",
+        "`POST` that changes a keyed service with `durability: node`: on the node's disk \
+         before it is answered; N connections: median",
+    ),
+    more("gateway.durable_per_s", "/s", "the same: throughput"),
+    less(
+        "apply.first_answer_ms",
+        "ms",
+        "from the start of `hop3 apply` to the first good answer of the gateway, for a \
+         module that no agent has seen",
+    )
+    .bar(100.0),
+    less(
+        "service.kib_per_instance",
+        "KiB",
+        "PSS that 1,000 idle instances of `echo` add to an agent, for each",
+    )
+    .bar(16.0),
+    more("service.instances_per_gib", "", "the same, turned round"),
+    plain("service.threads", "", "threads of that agent"),
+    less(
+        "checkpoint.ms",
+        "ms",
+        "a checkpoint on request after 64 KiB changed, over REST: on the node's disk and at \
+         the coordinator; memory of N",
+    ),
+    plain("checkpoint.mib", "MiB", "its size"),
+    less(
+        "restart.first_answer_ms",
+        "ms",
+        "from the start of an agent after SIGKILL to the answer of its service with its \
+         state, through the coordinator; memory of N",
+    ),
+    less(
+        "move.downtime_ms",
+        "ms",
+        "planned move of an instance with N of memory under load: from the order to stop to \
+         readiness at the target",
+    )
+    .bar(10.0),
+    plain("move.final_mib", "MiB", "state sent while it was stopped"),
+    plain(
+        "move.client_ms",
+        "ms",
+        "the longest that any of 8 clients waited, over all moves",
+    ),
+    less(
+        "move.lost",
+        "",
+        "changes acknowledged and not there, or there twice, of `move.requests`",
+    )
+    .bar(0.0),
+    plain("move.requests", "", "changes acknowledged during the moves"),
 ];
 
 /// The entry for a metric: its own, else its family's.

@@ -50,13 +50,15 @@ pub(crate) struct Answer {
 impl Api {
     /// A mesh's API, as its admin.
     pub(crate) fn of(mesh: &Mesh) -> Result<Self> {
+        Self::at(mesh, &mesh.api)
+    }
+
+    /// Another server of a mesh (its gateway), as its admin.
+    pub(crate) fn at(mesh: &Mesh, url: &str) -> Result<Self> {
         let ca = std::fs::read_to_string(mesh.path("coordinator/ca.pem")).context("ca.pem")?;
-        let address = mesh
-            .api
-            .trim_start_matches("https://")
-            .trim_end_matches('/');
+        let address = url.trim_start_matches("https://").trim_end_matches('/');
         Self::new(
-            address.parse().context("the API's address")?,
+            address.parse().with_context(|| url.to_owned())?,
             &ca,
             &mesh.token(),
         )

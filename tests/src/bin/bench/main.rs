@@ -25,6 +25,7 @@ mod proc;
 mod relay;
 mod report;
 mod stage;
+mod wrk;
 
 use std::{path::PathBuf, process::ExitCode};
 

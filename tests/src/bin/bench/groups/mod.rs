@@ -7,10 +7,13 @@ mod coldstart;
 mod connected;
 mod coordinator;
 mod enroll;
+mod gateway;
 mod idle;
 mod invoke;
+mod moves;
 mod onnx;
 mod reports;
+mod services;
 mod task;
 
 use anyhow::{Context as _, Result};
@@ -100,6 +103,21 @@ pub(crate) const ALL: &[Group] = &[
         name: "attach",
         metrics: &["attach."],
         run: attach::run,
+    },
+    Group {
+        name: "gateway",
+        metrics: &["gateway."],
+        run: gateway::run,
+    },
+    Group {
+        name: "services",
+        metrics: &["apply.", "service.", "checkpoint.", "restart."],
+        run: services::run,
+    },
+    Group {
+        name: "moves",
+        metrics: &["move."],
+        run: moves::run,
     },
 ];
 
