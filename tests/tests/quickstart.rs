@@ -26,6 +26,10 @@ fn the_quick_start_does_the_main_jobs_and_says_what_to_type_next() {
         // The first two lines of the stream, in capitals.
         "THE FIELD LOG OF A SMALL STATION",
         "recognised: 2,0,4,9,4,1,2,4,6,7",
+        // A service came back from a killed agent, and moved while it was asked.
+        "kill -9 the agent",
+        "downtime",
+        "; 0 answers were missing or wrong",
         "removed by tier",
         "round trip",
         "All of that took",
