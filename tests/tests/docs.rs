@@ -8,6 +8,8 @@
 
 #[path = "docs/generated.rs"]
 mod generated;
+#[path = "docs/manifests.rs"]
+mod manifests;
 #[path = "docs/pages.rs"]
 mod pages;
 #[path = "docs/runner.rs"]
@@ -15,10 +17,7 @@ mod runner;
 
 use std::collections::BTreeSet;
 
-use hop3_common::{
-    codes::Code,
-    spec::{ModelSpec, TaskSpec},
-};
+use hop3_common::codes::Code;
 use pages::Page;
 use runner::Runner;
 
@@ -41,7 +40,16 @@ fn generated_command_pages_are_current() {
 #[test]
 fn generated_api_routes_are_current() {
     let mesh = hop3_tests::Mesh::start(&[]);
-    generated::section("docs/reference/api.md", "routes", &generated::routes(&mesh));
+    let document = generated::openapi(&mesh);
+    generated::section(
+        "docs/reference/api.md",
+        "routes",
+        &generated::routes(&document),
+    );
+    for (marker, schema, defaults) in manifests::kinds() {
+        let table = manifests::table(&document, schema, &defaults);
+        generated::section("docs/reference/manifests.md", marker, &table);
+    }
 }
 
 #[test]
@@ -57,6 +65,16 @@ fn enroll_works() {
 #[test]
 fn run_tasks_works() {
     Runner::start().run(&Page::read("docs/tasks/run-tasks.md"));
+}
+
+#[test]
+fn services_works() {
+    Runner::start().run(&Page::read("docs/tasks/services.md"));
+}
+
+#[test]
+fn move_works() {
+    Runner::start().run(&Page::read("docs/tasks/move.md"));
 }
 
 #[test]
@@ -134,15 +152,4 @@ fn configuration_fields_are_all_documented() {
             "docs/reference/config.md, under {heading}"
         );
     }
-}
-
-#[test]
-fn manifest_fields_are_all_documented() {
-    let page = Page::read("docs/reference/manifests.md");
-    let task = generated::fields_of(&TaskSpec::new("module"));
-    assert_eq!(page.fields_under("Task"), task);
-    assert_eq!(
-        page.fields_under("Model"),
-        generated::fields_of(&ModelSpec::default())
-    );
 }

@@ -102,7 +102,7 @@ pub(crate) fn errors() -> String {
         (2, "Access"),
         (3, "Nodes and enrolment"),
         (4, "Artifacts"),
-        (5, "Tasks"),
+        (5, "Tasks and services"),
         (6, "Models"),
         (7, "Placement"),
         (8, "Coordinator"),
@@ -155,6 +155,13 @@ pub(crate) fn wire_limits() -> String {
             "attach: unconfirmed bytes per channel",
             bytes(attach::WINDOW_BYTES as usize),
         ),
+        ("client stream frame", bytes(wire::CLIENT_FRAME_MAX)),
+        (
+            "headers of a request or reply",
+            wire::HEADERS_MAX.to_string(),
+        ),
+        ("bytes of its headers", bytes(wire::HEADERS_BYTES_MAX)),
+        ("path and query of a request", bytes(wire::PATH_BYTES_MAX)),
     ];
     let mut text = String::from("| limit | at most |\n| --- | --- |\n");
     for (what, most) in rows {
@@ -191,8 +198,7 @@ fn bytes(count: usize) -> String {
 }
 
 /// The table of routes in `docs/reference/api.md`, from the coordinator's own OpenAPI document.
-pub(crate) fn routes(mesh: &Mesh) -> String {
-    let document = openapi(mesh);
+pub(crate) fn routes(document: &Value) -> String {
     let mut text = String::from("| route | what |\n| --- | --- |\n");
     let paths = document["paths"].as_object().cloned().unwrap_or_default();
     assert!(paths.len() > 10, "the API has few routes: {document}");
@@ -208,7 +214,8 @@ pub(crate) fn routes(mesh: &Mesh) -> String {
     text
 }
 
-fn openapi(mesh: &Mesh) -> Value {
+/// The coordinator's OpenAPI document.
+pub(crate) fn openapi(mesh: &Mesh) -> Value {
     // An error means that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let ca = fs::read_to_string(mesh.path("coordinator/ca.pem")).unwrap_or_default();
@@ -258,22 +265,4 @@ pub(crate) fn known_fields(program: &str) -> BTreeSet<String> {
     let word =
         |text: &&str| text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && text.len() > 3;
     listed.split('`').filter(word).map(str::to_owned).collect()
-}
-
-/// The fields of a spec, with dots between levels.
-pub(crate) fn fields_of(spec: &impl serde::Serialize) -> BTreeSet<String> {
-    let value = serde_json::to_value(spec).unwrap_or_else(|error| panic!("{error}"));
-    let mut fields = BTreeSet::new();
-    collect(&value, "", &mut fields);
-    fields
-}
-
-fn collect(value: &Value, path: &str, fields: &mut BTreeSet<String>) {
-    match value.as_object().filter(|object| !object.is_empty()) {
-        Some(object) => object.iter().for_each(|(name, inner)| {
-            let dot = if path.is_empty() { "" } else { "." };
-            collect(inner, &format!("{path}{dot}{name}"), fields);
-        }),
-        None => drop(fields.insert(path.to_owned())),
-    }
 }
