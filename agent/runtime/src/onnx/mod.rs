@@ -19,6 +19,7 @@ mod child;
 mod dequantize;
 mod error;
 pub mod guard;
+mod heap;
 mod host;
 mod hosts;
 mod jail;
