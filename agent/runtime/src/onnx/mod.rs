@@ -18,13 +18,16 @@ mod backoff;
 mod child;
 mod dequantize;
 mod error;
+mod graph;
 pub mod guard;
 mod heap;
 mod host;
 mod hosts;
+mod int8;
 mod jail;
 mod spawner;
 mod tract;
+mod unary;
 pub mod wire;
 
 pub use backend::{Backend, Facts, Outcome, Session};
