@@ -18,8 +18,8 @@ use tract_onnx::{
 };
 
 use super::{
-    Backend, Facts, ModelError, Outcome, Session, admit, dequantize, error::reason,
-    graph::Fused, int8,
+    Backend, Facts, ModelError, Outcome, Session, admit, dequantize, error::reason, float,
+    graph::Fused, int8, rows,
 };
 
 type Plan = Arc<tract::TypedRunnableModel>;
@@ -81,6 +81,7 @@ impl Backend for Tract {
             .collect();
         let mut fused = Fused::default();
         int8::fuse(&onnx, &mut proto, &mut fused);
+        float::fuse(&onnx, &mut proto, &mut fused);
         let mut parsed = onnx.parse(&proto, None).map_err(unusable)?;
         if let Some(name) = parsed.unresolved_inputs.first() {
             return Err(unusable(format!("`{name}` is used but never defined")));
@@ -184,7 +185,7 @@ impl TractSession {
         let plan = self
             .typed_by(|_, (input, axis), _| shapes[input][axis].to_dim())?
             .into_optimized()
-            .and_then(|model| model.into_runnable())
+            .and_then(|model| rows::speed_up(model).into_runnable())
             .map_err(unusable)?;
         self.plans.push((shapes.to_vec(), plan.clone()));
         Ok((plan, true))
