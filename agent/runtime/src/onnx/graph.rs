@@ -9,7 +9,10 @@ use std::collections::HashMap;
 use tract_onnx::{
     Onnx,
     model::ParseResult,
-    pb::{AttributeProto, GraphProto, NodeProto, TensorProto},
+    pb::{
+        AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
+        type_proto,
+    },
     tensor::load_tensor,
     tract_core::tract_data::internal::Tensor,
     tract_hir::infer::InferenceOp,
@@ -51,6 +54,7 @@ pub(super) struct Index<'a> {
     /// How often something is used, in the main graph or as its output.
     uses: HashMap<&'a str, usize>,
     constants: HashMap<&'a str, &'a TensorProto>,
+    inputs: HashMap<&'a str, &'a ValueInfoProto>,
 }
 
 impl<'a> Index<'a> {
@@ -65,7 +69,22 @@ impl<'a> Index<'a> {
             onnx,
             producers: graph.node.iter().flat_map(outputs).collect(),
             uses,
+            inputs: graph.input.iter().map(|i| (&*i.name, i)).collect(),
             constants: graph.initializer.iter().map(|t| (&*t.name, t)).collect(),
+        }
+    }
+
+    /// Whether `name` is an input of the model, of 32-bit floats.
+    pub(super) fn is_float_input(&self, name: &str) -> bool {
+        let ty = self
+            .inputs
+            .get(name)
+            .and_then(|input| input.r#type.as_ref());
+        match ty.and_then(|ty| ty.value.as_ref()) {
+            Some(type_proto::Value::TensorType(tensor)) => {
+                tensor.elem_type == DataType::Float as i32
+            }
+            _ => false,
         }
     }
 

@@ -86,7 +86,12 @@ impl<'a> Finder<'a> {
                 _ => None,
             }
         });
-        fused.or_else(|| Some(Found::Op(node.input[0].clone(), inference_op(Quantize(y)))))
+        fused.or_else(|| {
+            let input = node.input.first()?;
+            // Elsewhere it may be of another type; that is tract's.
+            let is_float = self.index.is_float_input(input);
+            is_float.then(|| Found::Op(input.clone(), inference_op(Quantize(y))))
+        })
     }
 
     /// Of a `QuantizeLinear` or `DequantizeLinear` of 8-bit numbers with one scale.

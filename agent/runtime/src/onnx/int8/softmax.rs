@@ -69,7 +69,7 @@ impl Compute for Softmax {
         let table = self.table(length);
         let inverse = (1.0 / self.y.scale).floor();
         let (input, output) = (input.as_bytes(), output.as_bytes_mut());
-        for first in (0..input.len()).filter(|at| at / step % length == 0) {
+        for first in (0..input.len()).filter(|at| (at / step).is_multiple_of(length)) {
             let row = || (0..length).map(|i| first + i * step);
             let steps = |at: usize| usize::from(input[at] ^ self.x.flip());
             let most = row().map(steps).max().unwrap_or_default();
