@@ -113,7 +113,7 @@ fn scikit_learn_mlp_gives_labels_and_probabilities() {
 }
 
 #[test]
-fn int8_models_match_what_onnx_defines() {
+fn int8_models_give_the_numbers_they_came_with() {
     for (model, input, output, quantum) in [
         ("mlp_qdq", "x:f32[N,64]", "softmax_12", 1.0 / 255.0),
         ("cnn_qdq", "x:f32[N,1,28,28]", "gemm_18", 0.025_912_3),
@@ -122,13 +122,29 @@ fn int8_models_match_what_onnx_defines() {
         let result = host
             .infer(vec![array(&format!("{model}.input.npy"))], PATIENCE)
             .unwrap();
-        let reference = array(&format!("{model}.{output}.reference.npy"));
-        assert_close(&result.outputs[0], &reference, 1e-3);
-        // onnxruntime itself does not reproduce the fixture's numbers any closer: data/README.md.
         let fixture = array(&format!("{model}.{output}.npy"));
-        assert_close(&result.outputs[0], &fixture, 5.01 * quantum);
-        assert_eq!(classes(&result.outputs[0]), classes(&fixture));
+        assert_close(&result.outputs[0], &fixture, 1e-3);
+        // The standard's arithmetic, whose pairs of products do not saturate, is near:
+        // data/README.md.
+        let reference = array(&format!("{model}.{output}.reference.npy"));
+        assert_close(&result.outputs[0], &reference, 5.01 * quantum);
+        assert_eq!(classes(&result.outputs[0]), classes(&reference));
     }
+}
+
+#[test]
+fn int8_patterns_that_do_not_saturate_are_what_onnx_defines() {
+    let host = host(data("qdq_mix.onnx"), &["x:f32[N,3,11,9]"]);
+    let result = host.infer(vec![array("qdq_mix.input.npy")], PATIENCE);
+    let (got, expected) = (&result.unwrap().outputs[0], array("qdq_mix.y.npy"));
+    // One step, where a sum is within rounding of a half.
+    assert_close(got, &expected, 0.021);
+    let (got, expected) = (got.to_f32().unwrap(), expected.to_f32().unwrap());
+    let other = got
+        .iter()
+        .zip(&expected)
+        .filter(|(a, b)| (**a - **b).abs() > 1e-3);
+    assert!(other.count() <= expected.len() / 500);
 }
 
 /// The column of the largest number in each row; the first of equals.
@@ -183,11 +199,7 @@ fn a_dimension_may_be_fixed_by_the_manifest() {
     let result = host
         .infer(vec![array("mlp_qdq.input.npy")], PATIENCE)
         .unwrap();
-    assert_close(
-        &result.outputs[0],
-        &array("mlp_qdq.softmax_12.reference.npy"),
-        1e-3,
-    );
+    assert_close(&result.outputs[0], &array("mlp_qdq.softmax_12.npy"), 1e-3);
     let error = host.infer(vec![floats(vec![1, 64])], PATIENCE).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -14,7 +14,7 @@ use std::{
 use super::{
     Backend, ModelError, Session, Tract,
     error::reason,
-    jail,
+    heap, jail,
     wire::{self, CHUNK_BYTES, MODEL_BYTES_MAX, Reply, Request},
 };
 
@@ -34,6 +34,7 @@ const EXIT_PANIC: i32 = 71;
 /// the arguments that [`super::ModelHost`] appends: `--memory-bytes N --plans N`.
 #[must_use]
 pub fn serve_child(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    heap::keep();
     let ready = Settings::parse(arguments).and_then(|settings| {
         Tract::warm_up().map_err(|e| e.to_string())?;
         std::panic::set_hook(Box::new(report_panic));

@@ -18,12 +18,18 @@ mod backoff;
 mod child;
 mod dequantize;
 mod error;
+mod float;
+mod graph;
 pub mod guard;
+mod heap;
 mod host;
 mod hosts;
+mod int8;
 mod jail;
+mod rows;
 mod spawner;
 mod tract;
+mod unary;
 pub mod wire;
 
 pub use backend::{Backend, Facts, Outcome, Session};

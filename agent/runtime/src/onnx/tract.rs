@@ -17,7 +17,10 @@ use tract_onnx::{
     },
 };
 
-use super::{Backend, Facts, ModelError, Outcome, Session, admit, dequantize, error::reason};
+use super::{
+    Backend, Facts, ModelError, Outcome, Session, admit, dequantize, error::reason, float,
+    graph::Fused, int8, rows,
+};
 
 type Plan = Arc<tract::TypedRunnableModel>;
 
@@ -63,7 +66,7 @@ impl Tract {
 impl Backend for Tract {
     fn load(&self, model: Vec<u8>, specs: &[TensorSpec]) -> Result<Box<dyn Session>, ModelError> {
         let onnx = dequantize::install(tract_onnx::onnx()).with_ignore_value_info(true);
-        let proto = admit::decode(&onnx, &model)?;
+        let mut proto = admit::decode(&onnx, &model)?;
         drop(model);
         let graph = proto
             .graph
@@ -71,15 +74,19 @@ impl Backend for Tract {
             .ok_or_else(|| unusable("it has no graph"))?;
         admit::check_operators(&onnx, graph)?;
         let inputs = admit::resolve_inputs(graph, specs)?;
-        let parsed = onnx.parse(&proto, None).map_err(unusable)?;
-        if let Some(name) = parsed.unresolved_inputs.first() {
-            return Err(unusable(format!("`{name}` is used but never defined")));
-        }
         let names: Vec<String> = graph
             .output
             .iter()
             .map(|output| output.name.clone())
             .collect();
+        let mut fused = Fused::default();
+        int8::fuse(&onnx, &mut proto, &mut fused);
+        float::fuse(&onnx, &mut proto, &mut fused);
+        let mut parsed = onnx.parse(&proto, None).map_err(unusable)?;
+        if let Some(name) = parsed.unresolved_inputs.first() {
+            return Err(unusable(format!("`{name}` is used but never defined")));
+        }
+        fused.install(&mut parsed);
         drop(proto);
         let mut session = TractSession {
             model: parsed.model,
@@ -178,7 +185,7 @@ impl TractSession {
         let plan = self
             .typed_by(|_, (input, axis), _| shapes[input][axis].to_dim())?
             .into_optimized()
-            .and_then(|model| model.into_runnable())
+            .and_then(|model| rows::speed_up(model).into_runnable())
             .map_err(unusable)?;
         self.plans.push((shapes.to_vec(), plan.clone()));
         Ok((plan, true))

@@ -242,7 +242,7 @@ pub(crate) static ALL: &[Entry] = &[
         "onnx.ratio",
         "×",
         "median time in the model through Hop3, over onnxruntime's on the same model \
-         and input in the same run, one thread",
+         and input, asked in turns, one thread",
     )
     .against("equal"),
     less("onnx.us", "µs", "median time in the model through Hop3").against("onnxruntime"),

@@ -1,6 +1,7 @@
-"""Times onnxruntime on models, one thread, as `hop3-bench` asks: MODEL INPUT COUNT ..."""
+"""Runs onnxruntime, one thread, as `hop3-bench` asks: arguments MODEL INPUT ...; says its version,
+then answers each line with microseconds: `N` runs case N once, `N COUNT` as often in a tight loop
+(the median)."""
 
-import json
 import sys
 import time
 
@@ -8,7 +9,7 @@ import numpy
 import onnxruntime
 
 
-def median_us(model, array, count):
+def prepare(model, array):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -18,26 +19,23 @@ def median_us(model, array, count):
     binding.bind_cpu_input(session.get_inputs()[0].name, numpy.ascontiguousarray(array))
     for output in session.get_outputs():
         binding.bind_output(output.name, "cpu")
-    times = []
-    for i in range(count + count // 5):
-        begun = time.perf_counter_ns()
-        session.run_with_iobinding(binding)
-        times.append((time.perf_counter_ns() - begun) / 1000)
-    kept = sorted(times[count // 5 :])
-    return kept[len(kept) // 2]
+    return session, binding
+
+
+def once(case):
+    session, binding = case
+    begun = time.perf_counter_ns()
+    session.run_with_iobinding(binding)
+    return (time.perf_counter_ns() - begun) / 1000
 
 
 arguments = sys.argv[1:]
-print(
-    json.dumps(
-        {
-            "version": onnxruntime.__version__,
-            "us": [
-                median_us(model, numpy.load(array), int(count))
-                for model, array, count in zip(
-                    arguments[::3], arguments[1::3], arguments[2::3], strict=True
-                )
-            ],
-        }
-    )
-)
+cases = [
+    prepare(model, numpy.load(array))
+    for model, array in zip(arguments[::2], arguments[1::2], strict=True)
+]
+print(onnxruntime.__version__, flush=True)
+for line in sys.stdin:
+    case, count = (*map(int, line.split()), 1)[:2]
+    times = sorted(once(cases[case]) for _ in range(count))
+    print(times[count // 2], flush=True)

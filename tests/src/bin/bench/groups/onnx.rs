@@ -2,16 +2,25 @@
 //! thread each.
 //!
 //! Ours is what the model's process measures around the model (`infer_us`), as REST answers it;
-//! theirs is measured around `run_with_iobinding`. Runs of both take turns, so that a busy machine
-//! meets both. onnxruntime comes from PyPI into a virtual environment which `scripts/bench` makes
-//! and names in `HOP3_BENCH_PYTHON`; without it only our absolute times are reported.
+//! theirs is measured around `run_with_iobinding` in a process of its own. After each of our
+//! inferences theirs is asked for one, over a pipe. So both meet the same caches, the same sleeping
+//! processor and the same busy machine: a model that is asked now and then takes up to four times
+//! as long as in a tight loop, whoever runs it, and a mesh is asked now and then. What onnxruntime
+//! needs in a tight loop is said too.
+//!
+//! onnxruntime comes from PyPI into a virtual environment which `scripts/bench` makes and names in
+//! `HOP3_BENCH_PYTHON`; without it only our absolute times are reported.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    ffi::OsStr,
+    io::{BufRead as _, BufReader, Write as _},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
 
 use anyhow::{Context as _, Result};
 use hop3_common::api::InferResponse;
 use hop3_tests::data;
-use serde::Deserialize;
 
 use crate::{
     cast, figures, fleet,
@@ -36,12 +45,6 @@ const CASES: &[(&str, &str, &str)] = &[
 /// Inferences before times count.
 const WARM_UP: usize = 10;
 
-#[derive(Deserialize)]
-struct Theirs {
-    version: String,
-    us: Vec<f64>,
-}
-
 pub(super) fn run(bench: &Bench) -> Result<()> {
     let mesh = stage::mesh();
     for (model, input) in MODELS {
@@ -54,24 +57,31 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
     let runtime = fleet::runtime()?;
     let api = Api::of(&mesh)?;
     let count = bench.pick(50, 300);
-    let (mut ours, mut totals) = (vec![Vec::new(); CASES.len()], vec![Vec::new(); CASES.len()]);
-    let mut theirs = vec![Vec::new(); CASES.len()];
-    let python = std::env::var_os("HOP3_BENCH_PYTHON");
-    if python.is_none() {
-        say("no onnxruntime (HOP3_BENCH_PYTHON is not set; PyPI not reachable?): no ratios");
-    }
-    for _ in 0..bench.pick(2, 5) {
-        for (i, (_, model, input)) in CASES.iter().enumerate() {
-            let (us, total_us) = runtime.block_on(infer(&api, model, input, count))?;
-            ours[i].push(us);
-            totals[i].push(total_us);
+    let mut ours = vec![Vec::new(); CASES.len()];
+    let (mut totals, mut theirs) = (ours.clone(), ours.clone());
+    let mut peer = match std::env::var_os("HOP3_BENCH_PYTHON") {
+        Some(python) => Some(Peer::start(&python)?),
+        None => {
+            say("no onnxruntime (HOP3_BENCH_PYTHON is not set; PyPI not reachable?): no ratios");
+            None
         }
-        if let Some(python) = &python {
-            let answer = onnxruntime(python, count)?;
-            theirs
-                .iter_mut()
-                .zip(answer.us)
-                .for_each(|(all, us)| all.push(us));
+    };
+    for _ in 0..bench.pick(2, 5) {
+        for case in 0..CASES.len() {
+            let times = runtime.block_on(infer(&api, case, count, peer.as_mut()))?;
+            ours[case].push(figures::median(&times.ours));
+            totals[case].push(figures::median(&times.totals));
+            if !times.theirs.is_empty() {
+                theirs[case].push(figures::median(&times.theirs));
+            }
+        }
+    }
+    if let Some(peer) = &mut peer {
+        for (case, (name, ..)) in CASES.iter().enumerate() {
+            let us = peer.ask(&format!("{case} {count}"))?;
+            say(format!(
+                "{name}: onnxruntime needs {us:.1} µs in a tight loop"
+            ));
         }
     }
     for (i, (case, ..)) in CASES.iter().enumerate() {
@@ -92,40 +102,92 @@ fn fixture(name: &str) -> PathBuf {
     data(&format!("fixtures/models/{name}"))
 }
 
-/// Medians of the time in the model and of the time at the coordinator.
-async fn infer(api: &Api, model: &str, input: &str, count: usize) -> Result<(f64, f64)> {
+/// Microseconds of single inferences.
+#[derive(Default)]
+struct Times {
+    ours: Vec<f64>,
+    /// Ours, at the coordinator.
+    totals: Vec<f64>,
+    theirs: Vec<f64>,
+}
+
+/// Asks both in turns.
+async fn infer(api: &Api, case: usize, count: usize, mut peer: Option<&mut Peer>) -> Result<Times> {
+    let (_, model, input) = CASES[case];
     let body = std::fs::read(fixture(&format!("{input}.npy")))?;
     let path = format!("/v1/models/{}/infer", model.replace('_', "-"));
     let request = api.request("POST", &path, "application/x-npy", &body);
     let mut connection = api.connect().await?;
-    let (mut in_model, mut total) = (Vec::new(), Vec::new());
+    let mut times = Times::default();
     for i in 0..WARM_UP + count {
         let answer = connection.good(&request).await?;
         let answer: InferResponse = serde_json::from_slice(&answer.body)?;
+        let theirs = match &mut peer {
+            Some(peer) => Some(peer.ask(&case.to_string())?),
+            None => None,
+        };
         if i >= WARM_UP {
-            in_model.push(cast::figure(answer.infer_us));
-            total.push(cast::figure(answer.total_us));
+            times.ours.push(cast::figure(answer.infer_us));
+            times.totals.push(cast::figure(answer.total_us));
+            times.theirs.extend(theirs);
         }
     }
-    Ok((figures::median(&in_model), figures::median(&total)))
+    Ok(times)
 }
 
-fn onnxruntime(python: &std::ffi::OsStr, count: usize) -> Result<Theirs> {
-    let mut command = Command::new(python);
-    command.args(["-c", include_str!("onnx.py")]);
-    for (_, model, input) in CASES {
-        command
-            .arg(fixture(&format!("{model}.onnx")))
-            .arg(fixture(&format!("{input}.npy")));
-        command.arg(count.to_string());
+/// onnxruntime with all models loaded, in a process of its own; ended with this.
+struct Peer {
+    process: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn start(python: &OsStr) -> Result<Self> {
+        let mut command = Command::new(python);
+        command.args(["-c", include_str!("onnx.py")]);
+        for (_, model, input) in CASES {
+            command
+                .arg(fixture(&format!("{model}.onnx")))
+                .arg(fixture(&format!("{input}.npy")));
+        }
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run Python")?;
+        let questions = process.stdin.take().context("no standard input")?;
+        let answers = BufReader::new(process.stdout.take().context("no standard output")?);
+        let mut peer = Self {
+            process,
+            questions,
+            answers,
+        };
+        let version = peer.answer()?;
+        say(format!("onnxruntime {version}"));
+        Ok(peer)
     }
-    let output = command.output().context("cannot run Python")?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "onnxruntime failed: {stderr}");
-    let theirs: Theirs = serde_json::from_slice(&output.stdout).context("onnxruntime's times")?;
-    say(format!(
-        "onnxruntime {}: {:?} µs",
-        theirs.version, theirs.us
-    ));
-    Ok(theirs)
+
+    /// The microseconds that onnxruntime needed.
+    fn ask(&mut self, question: &str) -> Result<f64> {
+        writeln!(self.questions, "{question}").context("onnxruntime has gone")?;
+        let answer = self.answer()?;
+        answer
+            .parse()
+            .with_context(|| format!("onnxruntime says {answer:?}"))
+    }
+
+    fn answer(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let bytes = self.answers.read_line(&mut line)?;
+        anyhow::ensure!(bytes > 0, "onnxruntime failed: see above");
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
