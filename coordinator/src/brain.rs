@@ -11,13 +11,15 @@ use hop3_common::{
         PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
     },
-    wire::{Held, Hello, NodeFacts, Report, Welcome, telemetry::Sample},
+    wire::{
+        Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample,
+    },
 };
 
 use crate::{
     Core, artifacts, enroll,
     mesh::{Brain, NodeLink},
-    registry,
+    registry, services,
 };
 
 #[async_trait::async_trait]
@@ -76,11 +78,24 @@ impl Brain for Core {
         artifacts::may_get(self, node, digest)
     }
 
-    async fn may_put(&self, node: &NodeId, _digest: &Digest, size: u64) -> Result<(), Problem> {
+    async fn may_put(&self, node: &NodeId, digest: &Digest, size: u64) -> Result<(), Problem> {
+        self.services.wanted_again(digest);
         artifacts::may_put(self, node, size)
     }
 
     async fn stored(&self, node: &NodeId, _digest: &Digest, size: u64) {
         artifacts::stored(self, node, size);
+    }
+
+    async fn fetched(&self, node: &NodeId, digest: &Digest) {
+        services::fetched(self, node, digest).await;
+    }
+
+    async fn outgoing(
+        &self,
+        link: &NodeLink,
+        asked: Outgoing,
+    ) -> Result<Option<ServiceReply>, Problem> {
+        services::outgoing(self, link.node(), asked).await
     }
 }

@@ -13,18 +13,19 @@ use hop3_common::{
     api::*,
     chunks::BlobStore,
     codes::Problem,
-    id::{Digest, MeshId, ModelName, NodeId, TaskId, UnixMs},
+    id::{Digest, MeshId, ModelName, NodeId, ServiceName, TaskId, UnixMs},
     identity::{CertificateAuthority, CoordinatorAddr},
-    spec::ModelSpec,
+    spec::{ModelSpec, ServiceSpec},
     tensor::Tensor,
-    wire::attach::Channel,
+    wire::{Checkpoint, attach::Channel},
 };
+use hop3_gateway::Gateway;
 use hop3_optimizer::placement::Registry as Strategies;
 use tokio::sync::broadcast;
 
 use crate::{
     access, artifacts, attach, decisions::Decisions, enroll, events::Events, explain, invoke,
-    locks::Locks, models, registry, scheduler, tasks,
+    locks::Locks, models, registry, scheduler, services, tasks,
 };
 pub use crate::{
     access::Principal,
@@ -65,6 +66,8 @@ pub struct Core {
     pub(crate) nodes: registry::Nodes,
     pub(crate) tasks: tasks::Tasks,
     pub(crate) models: models::Models,
+    pub(crate) services: services::Services,
+    pub(crate) gateway: Gateway,
     pub(crate) artifacts: artifacts::Artifacts,
     pub(crate) decisions: Decisions,
     pub(crate) events: Events,
@@ -103,6 +106,7 @@ impl Core {
         let nodes = registry::Nodes::load(&records, started).await?;
         let tasks = tasks::Tasks::load(&records).await?;
         let models = models::Models::load(&records).await?;
+        let services = services::Services::load(&records).await?;
         let artifacts = artifacts::Artifacts::load(&records).await?;
         let decisions = Decisions::load(&records).await?;
         let core = Arc::new_cyclic(|this| Self {
@@ -120,6 +124,11 @@ impl Core {
             nodes,
             tasks,
             models,
+            services,
+            gateway: Gateway::new(
+                Arc::new(services::ServiceRouter(this.clone())),
+                hop3_gateway::Options::default(),
+            ),
             artifacts,
             decisions,
             events: Events::new(),
@@ -129,7 +138,9 @@ impl Core {
         });
         tasks::reserve_all(&core);
         models::reserve_all(&core);
+        services::reserve_all(&core);
         models::converge_all(&core).await;
+        services::converge_all(&core).await;
         Ok(core)
     }
 
@@ -312,7 +323,66 @@ impl Core {
         models::infer(self, name, inputs).await
     }
 
-    /// Why here, why not running: `kind` is `task`, `node` or `model`.
+    /// Declares a service, or changes it.
+    pub async fn apply_service(&self, name: &ServiceName, spec: ServiceSpec) -> Answer<ServiceView> {
+        services::apply(self, name, spec).await
+    }
+    /// Changes the number of replicas of a service without state.
+    pub async fn scale_service(&self, name: &ServiceName, replicas: u32) -> Answer<ServiceView> {
+        services::scale(self, name, replicas).await
+    }
+    /// Ends a service and forgets it with its state.
+    pub async fn remove_service(&self, name: &ServiceName) -> Answer<()> {
+        services::remove(self, name).await
+    }
+    /// Services, by name.
+    pub async fn services(&self) -> Answer<Vec<ServiceView>> {
+        Ok(services::views(self))
+    }
+    /// One service.
+    pub async fn service(&self, name: &ServiceName) -> Answer<ServiceView> {
+        services::view(self, name)
+    }
+    /// Begins to move an instance, with its state.
+    pub async fn migrate_service(
+        &self,
+        name: &ServiceName,
+        request: MigrateRequest,
+    ) -> Answer<MoveView> {
+        services::migrate(self, name, request).await
+    }
+    /// Gives up a move whose source was not sealed yet.
+    pub async fn abort_move(&self, name: &ServiceName, index: Option<u32>) -> Answer<MoveView> {
+        services::abort(self, name, index).await
+    }
+    /// Moves on their way, and the last one of each service.
+    pub async fn moves(&self) -> Answer<Vec<MoveView>> {
+        Ok(services::moves_view(self))
+    }
+    /// Makes a checkpoint of an instance; durable here when it returns.
+    pub async fn checkpoint_service(
+        &self,
+        name: &ServiceName,
+        index: Option<u32>,
+    ) -> Answer<Checkpoint> {
+        services::checkpoint(self, name, index).await
+    }
+    /// What an instance logs. `follow` = go on.
+    pub async fn service_logs(
+        &self,
+        name: &ServiceName,
+        index: Option<u32>,
+        follow: bool,
+    ) -> Answer<ByteStream> {
+        services::logs(self, name, index, follow).await
+    }
+    /// The gateway to the services of this mesh.
+    #[must_use]
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// Why here, why not running: `kind` is `task`, `node`, `model` or `service`.
     pub async fn explain(&self, kind: &str, name: &str) -> Answer<Explanation> {
         explain::explain(self, kind, name).await
     }

@@ -6,17 +6,18 @@ use hop3_common::{
     spec::nearest,
 };
 
-use crate::{Core, models, registry, tasks};
+use crate::{Core, models, registry, services, tasks};
 
 /// Decisions shown.
 const DECISIONS_SHOWN: usize = 20;
-const KINDS: [&str; 3] = ["task", "node", "model"];
+const KINDS: [&str; 4] = ["task", "node", "model", "service"];
 
 pub(crate) async fn explain(core: &Core, kind: &str, name: &str) -> Result<Explanation, Problem> {
     let (subject, summary, facts) = match kind {
         "task" => task(core, name)?,
         "node" => node(core, name)?,
         "model" => model(core, name)?,
+        "service" => service(core, name)?,
         _ => {
             let near = nearest(kind, KINDS).map(|near| format!("; did you mean `{near}`?"));
             let message = format!(
@@ -126,7 +127,7 @@ fn node(core: &Core, name: &str) -> Result<Told, Problem> {
         _ => "It enrolled and has not connected since".to_owned(),
     };
     if view.draining {
-        summary += "; it is being drained: models move away, tasks end";
+        summary += "; it is being drained: models and services move away, tasks end";
     } else if view.cordoned {
         summary += "; it is cordoned: nothing new is placed on it";
     }
@@ -160,7 +161,17 @@ fn node(core: &Core, name: &str) -> Result<Told, Problem> {
             instance.id, instance.token, instance.phase
         )
     }));
+    facts.extend(services::staying_on(core, &id).into_iter().take(DECISIONS_SHOWN));
     Ok((format!("node/{id}"), format!("{summary}."), facts))
+}
+
+fn service(core: &Core, name: &str) -> Result<Told, Problem> {
+    let unknown = || Problem::new(Code::ServiceUnknown, format!("there is no service `{name}`"));
+    let id = name.parse().map_err(|_| unknown())?;
+    let (summary, mut facts) = services::explain(core, &id)?;
+    let view = services::view(core, &id)?;
+    facts.push(format!("wanted: {}", wanted(&view.spec.placement)));
+    Ok((format!("service/{id}"), summary, facts))
 }
 
 fn model(core: &Core, name: &str) -> Result<Told, Problem> {

@@ -227,8 +227,8 @@ async fn ask(
             usage,
             node,
         }),
-        CallResult::Model { .. } => {
-            let message = format!("node `{node}` answered an invocation with an inference");
+        CallResult::Model { .. } | CallResult::Service(_) | CallResult::Delivered => {
+            let message = format!("node `{node}` answered an invocation with something else");
             Err(Problem::new(Code::Protocol, message))
         }
     }

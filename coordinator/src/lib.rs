@@ -25,6 +25,7 @@ pub mod records;
 pub mod registry;
 mod scheduler;
 pub mod server;
+pub mod services;
 mod sweep;
 pub mod tasks;
 #[cfg(test)]

@@ -16,7 +16,7 @@ use hop3_optimizer::reconcile::{self as planner, Action, Desired, Observed};
 use crate::{
     Core, models,
     registry::{Holds, Link, Node},
-    tasks,
+    services, tasks,
 };
 
 /// Brings the whole node to what is wanted of it, after its inventory: there it may say that it
@@ -26,10 +26,12 @@ pub(crate) async fn node(core: &Core, node: &Node) {
     let mut instances = core.nodes.ledger().instances(&node.id);
     instances.extend(node.live().held.keys().cloned());
     for (instance, epoch) in converge(core, node, &instances) {
-        match (instance.as_task(), instance.as_model()) {
-            (Some(task), _) => tasks::held_newer(core, &node.id, &task, epoch).await,
-            (None, Some((model, n))) => models::held_newer(core, &model, n, epoch).await,
-            (None, None) => {}
+        if let Some(task) = instance.as_task() {
+            tasks::held_newer(core, &node.id, &task, epoch).await;
+        } else if let Some((model, n)) = instance.as_model() {
+            models::held_newer(core, &model, n, epoch).await;
+        } else if let Some((service, n)) = instance.as_service() {
+            services::held_newer(core, &node.id, &service, n, epoch).await;
         }
     }
 }
@@ -47,14 +49,20 @@ pub(crate) fn instance_on(core: &Core, name: &NodeId, id: &InstanceId) {
 }
 
 fn desired_of(core: &Core, node: &NodeId, instance: &InstanceId) -> Option<Desired<()>> {
-    let (epoch, stop) = match instance.as_task() {
-        Some(task) => tasks::desired(core, node, &task)?,
-        None => (models::desired(core, node, instance)?, false),
+    let (epoch, stop, seal) = if let Some(task) = instance.as_task() {
+        let (epoch, stop) = tasks::desired(core, node, &task)?;
+        (epoch, stop, false)
+    } else if instance.as_service().is_some() {
+        let (epoch, seal) = services::desired(core, node, instance)?;
+        (epoch, false, seal)
+    } else {
+        (models::desired(core, node, instance)?, false, false)
     };
     Some(Desired {
         epoch: planner::Epoch(epoch.0),
         spec: (),
         stop,
+        seal,
     })
 }
 
@@ -70,9 +78,19 @@ fn converge(core: &Core, node: &Node, instances: &[InstanceId]) -> Vec<(Instance
     let link = session.link.clone();
     let (mut desired, mut observed) = (BTreeMap::new(), BTreeMap::new());
     for instance in instances {
-        let wanted = desired_of(core, &node.id, instance);
-        desired.extend(wanted.map(|wanted| (instance.clone(), wanted)));
+        let mut wanted = desired_of(core, &node.id, instance);
         let holds = live.held.get(instance);
+        match holds.map(|holds| standing(core, instance, holds.token.epoch)) {
+            // What an older service of that name left behind goes first.
+            Some(Standing::Leftover) => wanted = None,
+            // The record was restored, maybe with another owner: what is here is the newest.
+            Some(Standing::Newer(epoch)) => {
+                newer.push((instance.clone(), epoch));
+                continue;
+            }
+            Some(Standing::Known) | None => {}
+        }
+        desired.extend(wanted.map(|wanted| (instance.clone(), wanted)));
         observed.extend(holds.map(|holds| (instance.clone(), observed_of(*holds))));
     }
     for action in planner::plan(&desired, &observed) {
@@ -89,6 +107,21 @@ fn converge(core: &Core, node: &Node, instances: &[InstanceId]) -> Vec<(Instance
         }
     }
     newer
+}
+
+/// How what a node holds of a service's instance stands to its record.
+enum Standing {
+    Leftover,
+    Newer(Epoch),
+    Known,
+}
+
+fn standing(core: &Core, instance: &InstanceId, held: Epoch) -> Standing {
+    match services::floor_of(core, instance) {
+        Some((floor, _)) if held <= floor => Standing::Leftover,
+        Some((_, newest)) if held > newest => Standing::Newer(held),
+        _ => Standing::Known,
+    }
 }
 
 /// Sends what `action` says and remembers its effect. Whether the session still takes messages.
@@ -114,6 +147,13 @@ fn tell(
                 },
             )
         }
+        Action::Seal { instance, epoch } => (
+            instance,
+            Down::Seal {
+                instance: instance.clone(),
+                epoch: Epoch(epoch.0),
+            },
+        ),
         Action::Forget { instance, epoch } => (
             instance,
             Down::Forget {
@@ -148,6 +188,11 @@ fn tell(
                 holds.stopping = true;
             }
         }
+        Action::Seal { .. } => {
+            if let Some(holds) = held.get_mut(instance) {
+                holds.sealing = true;
+            }
+        }
         Action::Forget { .. } => drop(held.remove(instance)),
         Action::Assign { epoch, .. } => {
             let token = Token {
@@ -158,6 +203,7 @@ fn tell(
                 token,
                 phase: Phase::Accepted,
                 stopping: false,
+                sealing: false,
             };
             held.insert(instance.clone(), holds);
         }
@@ -167,13 +213,15 @@ fn tell(
 }
 
 fn work_of(core: &Core, instance: &InstanceId, epoch: Epoch) -> Option<Work> {
-    match (instance.as_task(), instance.as_model()) {
-        (Some(task), _) => tasks::work(core, &task).map(Work::Task),
-        (None, Some((model, replica))) => {
-            models::work(core, &model, replica, epoch).map(Work::Model)
-        }
-        (None, None) => None,
+    if let Some(task) = instance.as_task() {
+        return tasks::work(core, &task).map(Work::Task);
     }
+    if let Some((model, replica)) = instance.as_model() {
+        return models::work(core, &model, replica, epoch).map(Work::Model);
+    }
+    let (service, index) = instance.as_service()?;
+    let work = services::work(core, &service, index, epoch)?;
+    Some(Work::Service(Box::new(work)))
 }
 
 fn observed_of(holds: Holds) -> Observed {
@@ -181,6 +229,7 @@ fn observed_of(holds: Holds) -> Observed {
         // Its outcome is in a report: for a task the result, for a model that it runs no more.
         Phase::Ended => planner::Phase::Exited,
         _ if holds.stopping => planner::Phase::Stopping,
+        _ if holds.sealing => planner::Phase::Sealing,
         Phase::Accepted | Phase::Preparing => planner::Phase::Starting,
         Phase::Running => planner::Phase::Running,
     };

@@ -8,7 +8,7 @@ use hop3_common::id::UnixMs;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Core, artifacts, models, registry, tasks};
+use crate::{Core, artifacts, models, registry, services, tasks};
 
 /// Time between rounds.
 const ROUND: Duration = Duration::from_secs(1);
@@ -36,6 +36,7 @@ impl Core {
         registry::watch_expired(self, now);
         tasks::nodes_lost(self, now).await;
         models::retry_due(self, now).await;
+        services::sweep(self, now).await;
         tasks::place_left_over(self).await;
     }
 

@@ -345,6 +345,14 @@ impl Link for FakeLink {
         self.attached.lock().unwrap().push((up_end, down_end));
         Ok((Box::new(Sink(up)), Box::new(Source(down))))
     }
+    async fn client(
+        &self,
+        instance: InstanceId,
+        _: Epoch,
+    ) -> Result<Box<dyn hop3_gateway::Link>, Problem> {
+        let message = format!("{instance} takes no clients in tests");
+        Err(Problem::new(Code::NodeUnreachable, message))
+    }
     async fn logs(
         &self,
         instance: InstanceId,

@@ -13,6 +13,7 @@ mod mesh;
 mod models;
 mod nodes;
 mod problem;
+mod services;
 mod tasks;
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
@@ -76,6 +77,24 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(models::rollback))
         .routes(routes!(models::undeploy))
         .routes(routes!(models::infer))
+        .routes(routes!(services::list))
+        .routes(routes!(
+            services::show,
+            services::apply,
+            services::scale,
+            services::remove
+        ))
+        .routes(routes!(services::migrate, services::abort))
+        .routes(routes!(services::checkpoint))
+        .routes(routes!(services::logs))
+        .routes(routes!(services::moves))
+        .routes(routes!(
+            services::invoke_get,
+            services::invoke_put,
+            services::invoke_post,
+            services::invoke_delete,
+            services::invoke_patch
+        ))
 }
 
 /// The OpenAPI document, as `GET /v1/openapi.json` gives it.
@@ -88,7 +107,10 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 pub fn router(core: Arc<Core>) -> Router {
     let (routes, document) = routes().split_for_parts();
     let document = Arc::new(document);
+    let root = || axum::routing::any(services::invoke_root);
     let secured = routes
+        .route("/v1/services/{name}/invoke", root())
+        .route("/v1/services/{name}/invoke/", root())
         .route(
             "/v1/openapi.json",
             axum::routing::get(move || std::future::ready(axum::Json(Arc::clone(&document)))),

@@ -14,8 +14,8 @@ use hop3_common::{
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
-use super::BlobRead;
-use crate::Core;
+use super::{BlobRead, wasm};
+use crate::{Core, services};
 
 /// Bytes read from disk at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -23,6 +23,12 @@ const READ_BYTES: usize = 64 << 10;
 const BLOCKS_MAX: usize = 4;
 /// Blobs that nothing names are kept this long: their report or record may be on its way.
 const UNNAMED_KEPT: Duration = Duration::from_secs(3600);
+/// What of a checkpoint is neither memory nor key-value data: globals, tables, timers, streams with
+/// what they have not sent, the ends of calls.
+const CHECKPOINT_EXTRA_BYTES: u64 = 64 << 20;
+/// A blob of a checkpoint that a newer one took the place of is kept so long: a node may be reading
+/// it.
+const SUPERSEDED_KEPT: Duration = Duration::from_secs(300);
 /// Bytes of results that one node may store before reports name them.
 const UNCLAIMED_BYTES_MAX: u64 = 4 << 30;
 
@@ -97,7 +103,8 @@ pub(crate) fn totals(core: &Core) -> (u64, u64) {
     (index.by_digest.len() as u64, bytes)
 }
 
-/// Whether `node` may read the blob: modules and models, and the inputs of its own tasks.
+/// Whether `node` may read the blob: modules and models, the inputs of its own tasks, checkpoints
+/// of instances that it owns or will.
 pub(crate) fn may_get(core: &Core, node: &NodeId, digest: &Digest) -> Result<(), Problem> {
     let known = core.artifacts.get(digest);
     let code = known
@@ -110,33 +117,40 @@ pub(crate) fn may_get(core: &Core, node: &NodeId, digest: &Digest) -> Result<(),
             .filter_map(|id| core.tasks.get(&id))
             .any(|task| matches!(&task.body.spec.stdin, Stdin::Artifact(input) if input == digest))
     };
-    if code || (known.is_some() && is_input()) {
+    let is_state = || services::checkpoint_blobs(core, Some(node)).contains(digest);
+    if code || (known.is_some() && is_input()) || is_state() {
         return Ok(());
     }
     let message = format!("node `{node}` has no use for blob {digest}, or there is none");
     Err(Problem::new(Code::ArtifactUnknown, message))
 }
 
-/// Whether `node` may store a blob of this size: output of its own tasks, within their limits.
+/// Whether `node` may store a blob of this size: output of its own tasks, state of its own services,
+/// within their limits.
 pub(crate) fn may_put(core: &Core, node: &NodeId, size: u64) -> Result<(), Problem> {
     let refuse = |code, why: String| Err(Problem::new(code, format!("node `{node}` {why}")));
     let found = core.nodes.find(node)?;
     // What it holds, not what it is wanted to: a task may have been cancelled meanwhile.
-    let held: Vec<_> = found
-        .live()
-        .held
-        .keys()
-        .filter_map(InstanceId::as_task)
-        .collect();
-    let tasks = held.iter().filter_map(|id| core.tasks.get(id));
-    let Some(limit) = tasks.map(|task| task.body.spec.limits.output.0).max() else {
+    let held: Vec<_> = found.live().held.keys().cloned().collect();
+    let tasks = held
+        .iter()
+        .filter_map(|id| core.tasks.get(&id.as_task()?))
+        .map(|task| task.body.spec.limits.output.0);
+    let states = held.iter().filter_map(|id| {
+        let (name, _) = id.as_service()?;
+        let service = core.services.get(&name)?;
+        let limits = &service.record.spec.limits;
+        let state = limits.memory.0.saturating_add(limits.kv.0);
+        Some(state.saturating_add(CHECKPOINT_EXTRA_BYTES))
+    });
+    let Some(limit) = tasks.chain(states).max() else {
         return refuse(
             Code::Forbidden,
-            "holds no task whose output this could be".into(),
+            "holds no task or service whose output or state this could be".into(),
         );
     };
     if size > limit {
-        let why = format!("may store at most {limit} bytes, the largest limit of its tasks");
+        let why = format!("may store at most {limit} bytes, the largest limit of what it runs");
         return refuse(Code::TooLarge, why);
     }
     if found.unclaimed_bytes.load(Relaxed).saturating_add(size) > UNCLAIMED_BYTES_MAX {
@@ -164,8 +178,34 @@ pub(crate) fn claimed(core: &Core, node: Option<&NodeId>, result: &TaskResult) {
         .flatten()
         .map(|output| output.bytes)
         .sum();
+    claimed_bytes(core, &node.id, bytes);
+}
+
+/// A report named blobs of so many bytes.
+pub(crate) fn claimed_bytes(core: &Core, node: &NodeId, bytes: u64) {
+    let Some(node) = core.nodes.get(node) else {
+        return;
+    };
     let less = |before: u64| Some(before.saturating_sub(bytes));
     let _ = node.unclaimed_bytes.fetch_update(Relaxed, Relaxed, less);
+}
+
+/// Whether the artifact is a module that agents can run as a service.
+pub(crate) async fn check_service(core: &Core, digest: &Digest) -> Result<(), Problem> {
+    let (blobs, digest) = (core.blobs.clone(), *digest);
+    let check = move || {
+        let mut reader = blobs.reader(&digest, 0).map_err(|e| problem(&e))?;
+        let mut module = Vec::new();
+        reader
+            .by_ref()
+            .take(wasm::MODULE_BYTES_MAX)
+            .read_to_end(&mut module)
+            .map_err(|error| {
+                Problem::new(Code::Storage, format!("blob {digest} is not read: {error}"))
+            })?;
+        wasm::check_service(&module)
+    };
+    blocking(check).await
 }
 
 /// Removes blobs that neither an artifact nor a kept result names.
@@ -178,11 +218,23 @@ pub(crate) async fn collect(core: &Core) -> Result<(), Problem> {
             .unwrap_or_default();
         keep.extend(outputs.into_iter().flatten().map(|output| output.digest));
     }
-    let blobs = core.blobs.clone();
+    // Taken before the records are looked at: what is stored again from now on is put back.
+    let superseded = core.services.take_superseded();
+    keep.extend(services::checkpoint_blobs(core, None));
+    let left: BTreeSet<Digest> = superseded.difference(&keep).copied().collect();
+    let (blobs, gone) = (core.blobs.clone(), left.clone());
     let gc = move || {
-        blobs
+        let kept = |digest: &Digest| keep.contains(digest) || !gone.contains(digest);
+        let mut collected = blobs
+            .gc(kept, SUPERSEDED_KEPT)
+            .map_err(|e| problem(&e))?;
+        let unnamed = blobs
             .gc(|digest| keep.contains(digest), UNNAMED_KEPT)
-            .map_err(|e| problem(&e))
+            .map_err(|e| problem(&e))?;
+        collected.blobs += unnamed.blobs;
+        collected.rests += unnamed.rests;
+        collected.bytes += unnamed.bytes;
+        Ok(collected)
     };
     let collected = blocking(gc).await?;
     // What no report named within that time is gone.
@@ -190,6 +242,9 @@ pub(crate) async fn collect(core: &Core) -> Result<(), Problem> {
         .all()
         .iter()
         .for_each(|node| node.unclaimed_bytes.store(0, Relaxed));
+    // Those that were too young are looked at again.
+    let young = left.into_iter().filter(|digest| core.blobs.contains(digest));
+    core.services.supersede(young);
     if collected.blobs + collected.rests > 0 {
         tracing::info!(
             blobs = collected.blobs,

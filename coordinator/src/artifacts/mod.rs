@@ -9,6 +9,7 @@
 //! References: `sha256:<hex>`, a unique prefix of the hex of at least 6 digits, or a name. A name
 //! wins over a prefix. The newest push of a name has it.
 
+mod abi;
 mod blobs;
 mod onnx;
 mod upload;
@@ -27,14 +28,16 @@ use hop3_common::{
     spec::nearest,
 };
 
-pub(crate) use blobs::{claimed, collect, may_get, may_put, read, stored, totals};
+pub(crate) use blobs::{
+    check_service, claimed, claimed_bytes, collect, may_get, may_put, read, stored, totals,
+};
 pub use upload::ArtifactUpload;
 pub(crate) use upload::begin;
 
 use crate::{
     Core, models,
     records::{ArtifactRecord, Batch, Records},
-    tasks,
+    services, tasks,
 };
 
 /// Shortest prefix of a digest that stands for it, in hex digits.
@@ -162,6 +165,9 @@ pub(crate) fn resolve_kind(
 fn used(core: &Core) -> BTreeMap<Digest, Vec<String>> {
     let mut used = tasks::artifacts_used(core);
     for (digest, by) in models::artifacts_used(core) {
+        used.entry(digest).or_default().extend(by);
+    }
+    for (digest, by) in services::artifacts_used(core) {
         used.entry(digest).or_default().extend(by);
     }
     used

@@ -5,9 +5,12 @@ use hop3_common::{
     codes::{Code, Problem},
     spec::nearest,
 };
-use wasmparser::{BinaryReaderError, Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{
+    BinaryReaderError, CompositeInnerType, ExternalKind, Parser, Payload, SubType, TypeRef, ValType,
+    Validator, WasmFeatures,
+};
 
-use super::wasi;
+use super::{abi, wasi};
 
 /// Largest module, in bytes: what agents accept.
 pub(super) const MODULE_BYTES_MAX: u64 = 32 << 20;
@@ -72,57 +75,179 @@ fn invalid(wasm: &[u8], error: &BinaryReaderError) -> Problem {
     Problem::new(Code::WasmUnsupported, message)
 }
 
+/// What of a module decides how it can be run.
+#[derive(Default)]
+struct Names<'a> {
+    imports: usize,
+    /// Imports of the service interface; the first one is named where it does not belong.
+    hop3: Option<&'a str>,
+    memory: bool,
+    start: bool,
+    initialize: bool,
+    /// Exported functions of the service interface, and whether they have the right type.
+    handlers: Vec<(&'a str, bool)>,
+}
+
+/// A module is run as a task if it has `_start`, as a service if it has a handler.
 fn check_names(wasm: &[u8]) -> Result<(), Problem> {
-    let (mut imports, mut exports) = (0, Vec::new());
+    let names = names(wasm)?;
+    let export = |missing: &str| {
+        let message = format!("the module does not export {missing}");
+        Err(Problem::new(Code::WasmExport, message))
+    };
+    if names.handles() {
+        return service(&names);
+    }
+    if let Some(import) = names.hop3 {
+        let message = format!(
+            "the module imports `{}.{import}` as services do, and exports no handler \
+             (`hop3_request`, `hop3_message` or `hop3_timer`)",
+            abi::MODULE
+        );
+        return Err(Problem::new(Code::WasmExport, message));
+    }
+    if !names.start && names.initialize {
+        return export("`_start`, or a handler: it is a library (reactor), link it as a command");
+    }
+    if !names.start {
+        return export("`_start`: build it as a WASI command, with a `main`");
+    }
+    if names.imports > 0 && !names.memory {
+        return export("`memory`: host calls exchange data through it");
+    }
+    Ok(())
+}
+
+/// Checks that a module which was admitted can be run as a service.
+pub(super) fn check_service(wasm: &[u8]) -> Result<(), Problem> {
+    service(&names(wasm)?)
+}
+
+fn service(names: &Names<'_>) -> Result<(), Problem> {
+    let refuse = |message: String| Err(Problem::new(Code::WasmExport, message));
+    if !names.handles() {
+        return refuse(
+            "the module exports no handler of a service: `hop3_request`, `hop3_message` or \
+             `hop3_timer`"
+                .into(),
+        );
+    }
+    if !names.memory {
+        return refuse("the module does not export `memory`: services need it".into());
+    }
+    match names.handlers.iter().find(|(_, right)| !right) {
+        Some((name, _)) => {
+            let form = if *name == "hop3_upgrade" { "(i32) -> i32" } else { "() -> i32" };
+            refuse(format!("the module's `{name}` is not a function `{form}`"))
+        }
+        None => Ok(()),
+    }
+}
+
+impl Names<'_> {
+    fn handles(&self) -> bool {
+        let handler = |(name, _): &(&str, bool)| abi::HANDLERS.contains(name);
+        self.handlers.iter().any(handler)
+    }
+}
+
+fn names(wasm: &[u8]) -> Result<Names<'_>, Problem> {
+    let mut names = Names::default();
+    // Types, then the type of each function.
+    let (mut types, mut functions) = (Vec::new(), Vec::new());
     for payload in Parser::new(0).parse_all(wasm) {
         match payload.map_err(|e| malformed(&e))? {
+            Payload::TypeSection(section) => {
+                for group in section {
+                    let group = group.map_err(|e| malformed(&e))?;
+                    types.extend(group.into_types().map(|of| signature(&of)));
+                }
+            }
             Payload::ImportSection(section) => {
                 for import in section.into_imports() {
                     let import = import.map_err(|e| malformed(&e))?;
                     check_import(import.module, import.name)?;
-                    imports += 1;
-                    if imports > IMPORTS_MAX {
+                    if import.module == abi::MODULE {
+                        names.hop3.get_or_insert(import.name);
+                    }
+                    if let TypeRef::Func(of) | TypeRef::FuncExact(of) = import.ty {
+                        functions.push(of);
+                    }
+                    names.imports += 1;
+                    if names.imports > IMPORTS_MAX {
                         let message = format!("the module has more than {IMPORTS_MAX} imports");
                         return Err(Problem::new(Code::WasmImport, message));
                     }
                 }
             }
+            Payload::FunctionSection(section) => {
+                for of in section {
+                    functions.push(of.map_err(|e| malformed(&e))?);
+                }
+            }
             Payload::ExportSection(section) => {
                 for export in section {
-                    let name = export.map_err(|e| malformed(&e))?.name;
-                    if ["_start", "_initialize", "memory"].contains(&name) {
-                        exports.push(name);
+                    let export = export.map_err(|e| malformed(&e))?;
+                    match export.name {
+                        "memory" => names.memory = export.kind == ExternalKind::Memory,
+                        "_start" => names.start = true,
+                        "_initialize" => names.initialize = true,
+                        name if abi::EXPORTS.contains(&name) => {
+                            let of = functions.get(export.index as usize);
+                            let of = of.and_then(|of| types.get(*of as usize));
+                            let wanted = if name == "hop3_upgrade" {
+                                Signature::I32ToI32
+                            } else {
+                                Signature::ToI32
+                            };
+                            let right =
+                                export.kind == ExternalKind::Func && of == Some(&wanted);
+                            names.handlers.push((name, right));
+                        }
+                        _ => {}
                     }
                 }
             }
             _ => {}
         }
     }
-    let has = |name| exports.contains(&name);
-    let missing = if !has("_start") && has("_initialize") {
-        "`_start`: it is a library (reactor), link it as a command"
-    } else if !has("_start") {
-        "`_start`: build it as a WASI command, with a `main`"
-    } else if imports > 0 && !has("memory") {
-        "`memory`: host calls exchange data through it"
-    } else {
-        return Ok(());
+    Ok(names)
+}
+
+/// Types that matter.
+#[derive(Debug, PartialEq, Eq)]
+enum Signature {
+    ToI32,
+    I32ToI32,
+    Other,
+}
+
+fn signature(of: &SubType) -> Signature {
+    let CompositeInnerType::Func(func) = &of.composite_type.inner else {
+        return Signature::Other;
     };
-    Err(Problem::new(
-        Code::WasmExport,
-        format!("the module does not export {missing}"),
-    ))
+    match (func.params(), func.results()) {
+        ([], [ValType::I32]) => Signature::ToI32,
+        ([ValType::I32], [ValType::I32]) => Signature::I32ToI32,
+        _ => Signature::Other,
+    }
 }
 
 fn check_import(module: &str, name: &str) -> Result<(), Problem> {
-    if module == wasi::MODULE && wasi::NAMES.contains(&name) {
+    let known: &[&str] = match module {
+        wasi::MODULE => wasi::NAMES,
+        abi::MODULE => abi::IMPORTS,
+        _ => &[],
+    };
+    if known.contains(&name) {
         return Ok(());
     }
     let hint = match (module, name) {
-        (wasi::MODULE, name) => {
+        (wasi::MODULE | abi::MODULE, name) => {
             let short: String = name.chars().take(QUOTED_CHARS_MAX).collect();
-            match nearest(&short, wasi::NAMES.iter().copied()) {
+            match nearest(&short, known.iter().copied()) {
                 Some(near) => format!("did you mean `{near}`?"),
+                None if module == abi::MODULE => "services have no such function".into(),
                 None => "WASI preview 1 has no such function".into(),
             }
         }
@@ -132,10 +257,15 @@ fn check_import(module: &str, name: &str) -> Result<(), Problem> {
             "this is WASI 0.2: build it for wasm32-wasip1".into()
         }
         ("env", _) => format!(
-            "undefined when it was linked: guests have `{}` only",
-            wasi::MODULE
+            "undefined when it was linked: guests have `{}` and `{}` only",
+            wasi::MODULE,
+            abi::MODULE
         ),
-        _ => format!("guests have `{}` only", wasi::MODULE),
+        _ => format!(
+            "guests have `{}` and `{}` only",
+            wasi::MODULE,
+            abi::MODULE
+        ),
     };
     let message = format!(
         "unknown import `{}.{}`: {hint}",
@@ -272,6 +402,39 @@ mod tests {
         let no_memory = r#"(module (import "wasi_snapshot_preview1" "sched_yield"
             (func (result i32))) (func (export "_start")))"#;
         assert_eq!(refused(no_memory).0, Code::WasmExport);
+    }
+
+    fn service_of(handlers: &str) -> String {
+        format!(
+            r#"(module (import "hop3" "now_ms" (func (result i64))) (memory (export "memory") 1)
+               (func (export "hop3_schema") (result i32) (i32.const 1)) {handlers})"#
+        )
+    }
+
+    #[test]
+    fn a_service_has_a_handler_of_the_right_type() {
+        let good = r#"(func (export "hop3_request") (result i32) (i32.const 0))"#;
+        let good = wat::parse_str(service_of(good)).unwrap();
+        check(&good).unwrap();
+        check_service(&good).unwrap();
+        let cases = [
+            ("", "`hop3.now_ms`"),
+            (r#"(func (export "hop3_timer"))"#, "`hop3_timer` is not"),
+            (r#"(global (export "hop3_request") i32 (i32.const 0))"#, "`hop3_request` is not"),
+        ];
+        for (handlers, says) in cases {
+            let (code, message) = refused(&service_of(handlers));
+            assert_eq!(code, Code::WasmExport, "{message}");
+            assert!(message.contains(says), "{message}");
+        }
+        let (code, message) = refused(
+            r#"(module (import "hop3" "kv_gett" (func)) (func (export "hop3_request")))"#,
+        );
+        assert_eq!(code, Code::WasmImport);
+        assert!(message.contains("`kv_get`?"), "{message}");
+        // A task is none.
+        let task = check_service(&wat::parse_str(COMMAND).unwrap()).unwrap_err();
+        assert!(task.message.contains("exports no handler"), "{task}");
     }
 
     proptest! {

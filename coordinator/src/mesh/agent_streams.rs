@@ -1,4 +1,5 @@
-//! Streams that an agent opens beside its control stream: telemetry and blobs.
+//! Streams that an agent opens beside its control stream: telemetry, blobs, and what its
+//! instances ask of the mesh.
 //!
 //! Their number is bounded by the stream limits of the connection, so each is one small task.
 
@@ -20,6 +21,7 @@ use super::{
     admission::TokenBucket,
     blobs::{self, Transfer},
     endpoint::Shared,
+    outgoing_streams,
     peer::Breach,
 };
 
@@ -80,6 +82,10 @@ async fn bidi(transfer: Transfer, send: SendStream, mut recv: RecvStream) -> Res
             Box::pin(transfer.put(send, recv, digest, size)).await;
             Ok(())
         }
+        Some(StreamHeader::Outgoing) => {
+            let Transfer { shared, link, .. } = transfer;
+            Box::pin(outgoing_streams::serve(shared, link, send, recv)).await
+        }
         Some(other) => Err(Breach(format!("an agent may not open {}", name(&other)))),
     }
 }
@@ -120,5 +126,7 @@ fn name(header: &StreamHeader) -> &'static str {
         StreamHeader::Attach { .. } => "Attach",
         StreamHeader::Logs { .. } => "Logs",
         StreamHeader::CheckModel => "CheckModel",
+        StreamHeader::Client { .. } => "Client",
+        StreamHeader::Outgoing => "Outgoing",
     }
 }

@@ -110,6 +110,7 @@ impl Calls {
             id,
             armed: true,
         };
+        let asks = matches!(target, Target::Service { .. });
         let call = Call {
             id,
             deadline_ms: left_ms(until),
@@ -120,7 +121,7 @@ impl Calls {
             .map_err(|error| self.not_sent(&error))?;
         let outcome = reply.await.unwrap_or_else(|_| Err(self.peer.unreachable()));
         pending.armed = false;
-        outcome
+        self.answered(outcome, asks)
     }
 
     /// A place in a lane.
@@ -192,6 +193,7 @@ impl Calls {
     async fn large(&self, target: Target, until: Instant) -> Outcome {
         let _permit = self.large.try_acquire().map_err(|_| self.busy())?;
         let (mut send, mut recv) = self.peer.open(&StreamHeader::Calls, until).await?;
+        let asks = matches!(target, Target::Service { .. });
         let call = Call {
             id: 1,
             deadline_ms: left_ms(until),
@@ -201,16 +203,33 @@ impl Calls {
             .written(io::write(&mut send, &call, CALL_FRAME_MAX).await)?;
         let reply = self
             .peer
-            .read(io::read::<Reply>(&mut recv, CALL_FRAME_MAX).await)?;
-        let reply = reply.ok_or_else(|| self.peer.unreachable())?;
+            .read(io::read::<Reply>(&mut recv, CALL_FRAME_MAX).await)
+            .and_then(|reply| reply.ok_or_else(|| self.peer.unreachable()));
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(problem) => return self.answered(Err(problem), asks),
+        };
         if reply.id != call.id {
             let breach = Breach(format!("no call {}", reply.id));
             self.peer.breach(&breach);
-            return Err(self.peer.unreachable());
+            return self.answered(Err(self.peer.unreachable()), asks);
         }
         // The stream has served; its end may get lost with the session.
         let _ = send.finish();
         reply.result
+    }
+
+    /// What came of a call that was sent. A request to a service may have happened although its
+    /// answer was lost, and whoever asked must know that it was sent.
+    fn answered(&self, outcome: Outcome, asks: bool) -> Outcome {
+        outcome.map_err(|problem| match problem.code {
+            Code::NodeUnreachable | Code::Protocol if asks => {
+                let why = problem.message;
+                let message = format!("{why}, after the request was sent: it may have happened");
+                Problem::new(Code::OutcomeUnknown, message)
+            }
+            _ => problem,
+        })
     }
 
     fn busy(&self) -> Problem {
@@ -265,6 +284,8 @@ fn input_bytes(target: &Target) -> usize {
         Target::Module { input, .. } => input.len(),
         Target::Model { inputs, .. } => inputs.iter().map(|tensor| tensor.data().len()).sum(),
         Target::Cancel { .. } => 0,
+        Target::Service { request, .. } => request.body.len(),
+        Target::Message { message, .. } => message.payload.len(),
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     attach::{AttachReceiver, AttachSender, attach},
     calls::Calls,
+    client::{ClientLink, client},
     outgoing::{self, Outgoing},
     peer::{OPEN_TIMEOUT, Peer},
 };
@@ -137,7 +138,9 @@ impl NodeLink {
     ///
     /// # Errors
     /// The node's problem, or `Deadline`, `Busy` (too many in flight), `TooLarge`,
-    /// `NodeUnreachable` (the session ended; whether the call ran is not known).
+    /// `NodeUnreachable` (the session ended; whether the call ran is not known). For a request to
+    /// a service that is told apart: `NodeUnreachable` means that it was not sent, `OutcomeUnknown`
+    /// that the session ended after it was.
     pub async fn call(&self, target: Target, deadline: Duration) -> Result<CallResult, Problem> {
         self.0.calls.call(target, deadline).await
     }
@@ -152,6 +155,18 @@ impl NodeLink {
         epoch: Epoch,
     ) -> Result<(AttachSender, AttachReceiver), Problem> {
         attach(self.peer(), instance, epoch).await
+    }
+
+    /// Opens the stream of a client of a service's instance; its first frame must be `Attach`.
+    ///
+    /// # Errors
+    /// `NodeUnreachable` or `Busy`.
+    pub async fn client(
+        &self,
+        instance: InstanceId,
+        epoch: Epoch,
+    ) -> Result<ClientLink, Problem> {
+        client(self.peer(), instance, epoch).await
     }
 
     /// Output of a task that the node still has, from `offset`, raw; with `follow`, until the task

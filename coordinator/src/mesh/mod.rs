@@ -20,6 +20,7 @@ mod agent_streams;
 mod attach;
 mod blobs;
 mod calls;
+mod client;
 mod counters;
 mod endpoint;
 mod enroll;
@@ -27,6 +28,7 @@ mod inflight;
 mod link;
 mod options;
 mod outgoing;
+mod outgoing_streams;
 mod peer;
 mod quiet;
 mod session;
@@ -46,7 +48,9 @@ use hop3_common::{
         PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
     },
-    wire::{Held, Hello, NodeFacts, Report, Welcome, telemetry::Sample},
+    wire::{
+        Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample,
+    },
 };
 
 pub use attach::{AttachReceiver, AttachSender};
@@ -113,4 +117,15 @@ pub trait Brain: Send + Sync + 'static {
 
     /// `node` stored a blob, durably; it is told so after this returns.
     async fn stored(&self, node: &NodeId, digest: &Digest, size: u64);
+
+    /// `node` was sent a blob to its last byte.
+    async fn fetched(&self, node: &NodeId, digest: &Digest);
+
+    /// What an instance of the node (or a client of its gateway) asks of the mesh. May wait for
+    /// other nodes, within the deadline asked for; may be dropped.
+    async fn outgoing(
+        &self,
+        link: &NodeLink,
+        asked: Outgoing,
+    ) -> Result<Option<ServiceReply>, Problem>;
 }

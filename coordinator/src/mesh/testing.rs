@@ -22,7 +22,7 @@ use hop3_common::{
     store::MasterKey,
     wire::{
         CONTROL_FRAME_MAX, COORDINATOR_NAME, Down, HEADER_FRAME_MAX, Held, Hello, NodeFacts,
-        PROTOCOL, Report, StreamHeader, Up, Welcome,
+        Outgoing, OutgoingWhat, PROTOCOL, Report, ServiceReply, StreamHeader, Up, Welcome,
         io::{self, FrameReader},
         telemetry::Sample,
     },
@@ -98,6 +98,8 @@ pub(crate) struct Seen {
     pub(crate) samples: Vec<(NodeId, Sample)>,
     pub(crate) gone: Vec<(NodeId, u64, String)>,
     pub(crate) stored: Vec<(NodeId, Digest, u64)>,
+    pub(crate) fetched: Vec<(NodeId, Digest)>,
+    pub(crate) outgoing: Vec<(NodeId, u64)>,
 }
 
 impl FakeBrain {
@@ -205,6 +207,29 @@ impl Brain for FakeBrain {
             .into_iter()
             .map(|sample| (link.node().clone(), sample));
         self.seen.lock().unwrap().samples.extend(samples);
+    }
+
+    async fn fetched(&self, node: &NodeId, digest: &Digest) {
+        let fetched = (node.clone(), *digest);
+        self.seen.lock().unwrap().fetched.push(fetched);
+    }
+
+    async fn outgoing(
+        &self,
+        link: &NodeLink,
+        asked: Outgoing,
+    ) -> Result<Option<ServiceReply>, Problem> {
+        let from = (link.node().clone(), asked.id);
+        self.seen.lock().unwrap().outgoing.push(from);
+        match asked.what {
+            OutgoingWhat::Call { request, .. } => Ok(Some(ServiceReply {
+                status: 200,
+                headers: Vec::new(),
+                body: request.body,
+                stream: None,
+            })),
+            OutgoingWhat::Publish(_) => Ok(None),
+        }
     }
 
     async fn renew(&self, _: &NodeLink, csr_der: &[u8]) -> Result<Bytes, Problem> {

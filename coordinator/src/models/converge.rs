@@ -246,8 +246,12 @@ pub(crate) async fn reported(
         }
         Event::Failed(problem) => failed(core, node, instance, epoch, problem.to_string()),
         Event::Stopped => failed(core, node, instance, epoch, "it was stopped".into()),
-        // Only tasks say so.
-        Event::TaskEnded(_) => {}
+        // Only tasks and services say so.
+        Event::TaskEnded(_)
+        | Event::ServiceReady(_)
+        | Event::Checkpointed(_)
+        | Event::Sealed(_)
+        | Event::NotSealed(_) => {}
     }
     // A roll goes on when a replica is ready.
     converge(core, name).await;

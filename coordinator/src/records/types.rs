@@ -11,17 +11,20 @@
 //! | `task-body` | `<task>/<part>` | never |
 //! | `task` | task | with each step |
 //! | `model`, `model-version` | model, `<model>/<version>` | by operators, when placed |
+//! | `service` | service | by operators |
+//! | `service-instance` | `<service>/<index>` | when placed, ready, moved; with each checkpoint |
+//! | `service-floor` | `floor` | when a service is removed |
 //! | `decision` | number, 20 digits | never; the oldest go |
 
 use hop3_common::{
     api::ArtifactKind,
-    id::{Digest, MeshId, ModelName, NodeId, TaskId, UnixMs},
+    id::{Digest, InstanceId, MeshId, ModelName, NodeId, ServiceName, TaskId, UnixMs},
     identity::{KeyHash, TokenRecord},
-    ownership::Epoch,
-    spec::{Labels, ModelSpec, TaskSpec, Tier},
+    ownership::{Epoch, Token},
+    spec::{Labels, ModelSpec, ServiceSpec, TaskSpec, Tier},
     store::Record,
     tensor::TensorSpec,
-    wire::{ModelFacts, NodeFacts},
+    wire::{Checkpoint, ModelFacts, NodeFacts},
 };
 use serde::{Deserialize, Serialize};
 
@@ -235,3 +238,114 @@ pub struct DecisionRecord {
     pub placement: Option<String>,
 }
 record!(DecisionRecord, "decision", 1);
+
+/// The id of the only `service-floor` record.
+pub const FLOOR_KEY: &str = "floor";
+
+/// The highest epoch of any instance of a service that was removed: a new service begins above it,
+/// so that nothing which a node still has of an older one of that name is taken for the new one's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceFloorRecord {
+    /// That epoch.
+    pub epoch: Epoch,
+}
+record!(ServiceFloorRecord, "service-floor", 1);
+
+/// A service, as declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    /// Its name.
+    pub name: ServiceName,
+    /// As declared.
+    pub spec: ServiceSpec,
+    /// The module that `spec` named when it was applied.
+    pub module: Digest,
+    /// Its size.
+    pub module_bytes: u64,
+    /// Counts the changes of spec and module.
+    pub revision: u64,
+    /// When it was made.
+    pub created: UnixMs,
+    /// Epochs up to this one are an older service's of that name.
+    pub floor: Epoch,
+    /// The last move that ended.
+    pub last_move: Option<MoveRecord>,
+}
+record!(ServiceRecord, "service", 1);
+
+/// One replica or shard. Its epoch outlives its node, and its removal, as long as the service
+/// exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceInstanceRecord {
+    /// The newest ownership.
+    pub epoch: Epoch,
+    /// Who owns it.
+    pub node: Option<NodeId>,
+    /// The service's revision that it follows.
+    pub revision: u64,
+    /// Whether this ownership has served yet.
+    pub phase: InstancePhase,
+    /// Its node may have state that `checkpoint` lacks: it cannot begin elsewhere.
+    pub tied: bool,
+    /// The newest checkpoint here.
+    pub checkpoint: Option<Checkpoint>,
+    /// The highest token heard of.
+    pub token: Token,
+    /// A move on its way.
+    pub moving: Option<MoveRecord>,
+}
+record!(ServiceInstanceRecord, "service-instance", 1);
+
+/// Whether an ownership has served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InstancePhase {
+    /// Not yet.
+    Assigned,
+    /// It has.
+    Running,
+}
+
+/// A move of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// What moves.
+    pub instance: InstanceId,
+    /// From where.
+    pub from: NodeId,
+    /// Where to.
+    pub to: NodeId,
+    /// How far it is.
+    pub stage: MoveStage,
+    /// Why it moves; how it ended.
+    pub reason: String,
+    /// When it began.
+    pub began: UnixMs,
+    /// When the source was told to stop.
+    pub sealing: Option<UnixMs>,
+    /// When it ended.
+    pub ended: Option<UnixMs>,
+    /// Blobs sent ahead.
+    pub copied: Vec<Digest>,
+    /// Their bytes.
+    pub copied_bytes: u64,
+    /// Bytes of the final checkpoint that were not sent ahead.
+    pub final_bytes: u64,
+    /// From the order to stop to the first readiness at the target, microseconds.
+    pub downtime_us: Option<u64>,
+}
+
+/// How far a move is. The record holds for `Draining` in the design: from `Sealing` on the source
+/// has been told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MoveStage {
+    /// State goes ahead while the source serves.
+    Copying,
+    /// The source was told to stop.
+    Sealing,
+    /// The target owns it, and starts.
+    Starting,
+    /// It serves at the target.
+    Done,
+    /// Given up.
+    Aborted,
+}

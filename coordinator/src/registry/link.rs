@@ -33,6 +33,11 @@ pub(crate) trait Link: Send + Sync + 'static {
         instance: InstanceId,
         epoch: Epoch,
     ) -> Result<(Box<dyn FrameSink>, Box<dyn FrameSource>), Problem>;
+    async fn client(
+        &self,
+        instance: InstanceId,
+        epoch: Epoch,
+    ) -> Result<Box<dyn hop3_gateway::Link>, Problem>;
     async fn logs(
         &self,
         instance: InstanceId,
@@ -105,6 +110,13 @@ impl Link for NodeLink {
     ) -> Result<(Box<dyn FrameSink>, Box<dyn FrameSource>), Problem> {
         let (sink, source) = self.attach(instance, epoch).await?;
         Ok((Box::new(sink), Box::new(source)))
+    }
+    async fn client(
+        &self,
+        instance: InstanceId,
+        epoch: Epoch,
+    ) -> Result<Box<dyn hop3_gateway::Link>, Problem> {
+        Ok(Box::new(self.client(instance, epoch).await?))
     }
     async fn logs(
         &self,

@@ -60,6 +60,8 @@ pub(crate) struct Holds {
     pub(crate) phase: Phase,
     /// It was told to stop.
     pub(crate) stopping: bool,
+    /// It was told to seal, and has not answered.
+    pub(crate) sealing: bool,
 }
 
 pub(crate) struct Session {
@@ -101,6 +103,13 @@ impl Node {
             .as_ref()
             .map(|s| s.link.clone())
             .filter(|link| link.is_open())
+    }
+
+    /// It could not seal the instance: it may be told to again.
+    pub(crate) fn unseal(&self, instance: &InstanceId) {
+        if let Some(holds) = self.live().held.get_mut(instance) {
+            holds.sealing = false;
+        }
     }
 
     /// What it has in all.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Core, models, reconcile,
     records::{Batch, CursorRecord, NodeRecord},
-    tasks,
+    services, tasks,
 };
 
 /// A node came. Whoever has no record, or not this key, is refused.
@@ -158,6 +158,7 @@ pub(crate) async fn inventory(core: &Core, link: &dyn Link, held: Vec<Held>) {
             token: h.token,
             phase: h.phase,
             stopping: false,
+            sealing: false,
         };
         live.held = held
             .into_iter()
@@ -173,8 +174,10 @@ pub(crate) async fn inventory(core: &Core, link: &dyn Link, held: Vec<Held>) {
     tell(core, &node);
     tasks::node_back(core, &node.id).await;
     models::node_back(core, &node).await;
+    services::node_back(core, &node).await;
     reconcile::node(core, &node).await;
     models::converge_all(core).await;
+    services::converge_all(core).await;
     tasks::place_pending(core).await;
     // Clients of its tasks wait for it too, where nothing about the task changed.
     tasks::changed(core);
@@ -195,15 +198,12 @@ pub(crate) async fn report(
             return Ok(());
         }
         live.last_seen = Some(UnixMs::now());
-        let phase = match &report.event {
-            Event::Started { .. } | Event::ModelReady(_) => Phase::Running,
-            Event::TaskEnded(_) | Event::Failed(_) | Event::Stopped => Phase::Ended,
-        };
         // Only of what it holds: a late report does not bring back what it forgot.
         if let Some(held) = live.held.get_mut(&report.instance)
             && held.token <= report.token
         {
-            (held.token, held.phase) = (report.token, phase);
+            held.token = report.token;
+            held.phase = phase_after(&report.event, held.phase, report.instance.as_service().is_some());
         }
         CursorRecord { seq, ..live.cursor }
     };
@@ -213,6 +213,8 @@ pub(crate) async fn report(
         tasks::reported(core, &node, &task, report, batch).await?;
     } else if let Some((model, replica)) = instance.as_model() {
         models::reported(core, &node, &model, replica, report, batch).await?;
+    } else if let Some((service, index)) = instance.as_service() {
+        services::reported(core, &node, &service, index, report, batch).await?;
     } else {
         core.records.commit(batch).await?;
     }
@@ -224,6 +226,17 @@ pub(crate) async fn report(
     }
     reconcile::instance(core, &node, &instance);
     Ok(())
+}
+
+/// Where an instance stands after a report.
+fn phase_after(event: &Event, before: Phase, service: bool) -> Phase {
+    match event {
+        // A service that was started puts its state in place first.
+        Event::Started { .. } if service => before.max(Phase::Preparing),
+        Event::Started { .. } | Event::ModelReady(_) | Event::ServiceReady(_) => Phase::Running,
+        Event::TaskEnded(_) | Event::Failed(_) | Event::Stopped | Event::Sealed(_) => Phase::Ended,
+        Event::Checkpointed(_) | Event::NotSealed(_) => before,
+    }
 }
 
 /// The node's facts changed.
@@ -283,5 +296,6 @@ pub(crate) async fn disconnected(core: &Core, link: &dyn Link, why: &str) {
     core.nodes.changed();
     tell(core, &node);
     models::refresh_node(core, &node.id);
+    services::refresh_node(core, &node.id);
     tasks::changed(core);
 }

@@ -16,7 +16,7 @@ use crate::{
     decisions::Decision,
     models,
     records::{Batch, CursorRecord, NodeRecord, RevokedRecord},
-    tasks,
+    services, tasks,
 };
 
 /// How long a node counts as watched after somebody looked.
@@ -49,6 +49,7 @@ pub(crate) async fn patch(
     tell(core, &found);
     if moves {
         models::converge_all(core).await;
+        services::converge_all(core).await;
     }
     tasks::place_pending(core).await;
     view(core, node)
@@ -140,6 +141,7 @@ pub(crate) async fn remove(core: &Core, node: &NodeId) -> Result<(), Problem> {
     });
     tasks::node_removed(core, node).await;
     models::converge_all(core).await;
+    services::converge_all(core).await;
     tasks::place_pending(core).await;
     Ok(())
 }

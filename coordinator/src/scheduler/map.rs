@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hop3_common::{
     api::Allocation,
     id::NodeId,
-    spec::{self, ModelSpec, TaskSpec},
+    spec::{self, ModelSpec, ServiceSpec, TaskSpec},
 };
 use hop3_optimizer::placement::{
     Candidate, Capacity, DataWish, Request, Resources, Selector, Spread, Test, Tier, Usage,
@@ -145,6 +145,21 @@ pub(crate) fn model_request(
         .map(ToString::to_string)
         .collect();
     let placed: BTreeMap<String, u32> = others.iter().map(|n| (n.to_string(), 1)).collect();
+    request.spread = Some(Spread { key: None, placed });
+    (request, amount(&spec.resources, 0))
+}
+
+/// What an instance of a service asks for: preferably a node that has few of the others.
+pub(crate) fn service_request(
+    spec: &ServiceSpec,
+    placed: BTreeMap<String, u32>,
+    avoid: Option<&NodeId>,
+) -> (Request, Allocation) {
+    let mut request = request(&spec.placement, &spec.resources, "wasm");
+    request
+        .capabilities
+        .extend(spec.volumes.iter().map(|v| volume_capability(&v.name)));
+    request.avoid = avoid.iter().map(ToString::to_string).collect();
     request.spread = Some(Spread { key: None, placed });
     (request, amount(&spec.resources, 0))
 }

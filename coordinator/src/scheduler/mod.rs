@@ -15,7 +15,7 @@ use hop3_optimizer::{
     placement::{PlacementStrategy, Request},
 };
 
-pub(crate) use map::{model_request, request, task_request};
+pub(crate) use map::{model_request, request, service_request, task_request};
 
 use crate::Core;
 

@@ -253,8 +253,12 @@ impl TaskState {
             wire::Event::Stopped => {
                 heard.lost(retry, format!("it was stopped on {node}"), true, now)
             }
-            // Only models say so.
-            wire::Event::ModelReady(_) => None,
+            // Only models and services say so.
+            wire::Event::ModelReady(_)
+            | wire::Event::ServiceReady(_)
+            | wire::Event::Checkpointed(_)
+            | wire::Event::Sealed(_)
+            | wire::Event::NotSealed(_) => None,
         }
     }
 

@@ -10,7 +10,8 @@
 //!   higher one supersedes what runs; of the same one it is a repeat; of a lower one it is
 //!   refused. A refused one, or a repeat of one that no longer runs, brings the instance back
 //!   into the inventory as `Stopped` at the highest epoch, so that the coordinator learns of it;
-//! - `Stop` and `Forget` concern the named epoch only; `Forget` only what has ended.
+//! - `Stop`, `Seal` and `Forget` concern the named epoch only; `Forget` only what has ended;
+//! - a sealed epoch has ended: it never runs again, and its report carries the final state.
 //!
 //! At the coordinator: epochs only grow; a result is recorded before its instance leaves the
 //! desired set; an instance that is desired elsewhere has a higher epoch there.
@@ -36,6 +37,9 @@ pub struct Desired<D> {
     pub spec: D,
     /// It shall end.
     pub stop: bool,
+    /// It shall be sealed: stopped for good with its final state, to go on elsewhere. A `stop`
+    /// wins over it.
+    pub seal: bool,
 }
 
 /// What the node reports of an instance.
@@ -58,6 +62,8 @@ pub enum Phase {
     Running,
     /// It was told to stop and has not yet.
     Stopping,
+    /// It was told to seal and has not answered yet.
+    Sealing,
     /// It was stopped or never ran: this epoch will not run again.
     Stopped,
     /// It ended by itself and holds a result.
@@ -91,6 +97,13 @@ pub enum Action<'a, I, D> {
         epoch: Epoch,
         /// Why.
         reason: StopReason,
+    },
+    /// End a run with its final state.
+    Seal {
+        /// The instance.
+        instance: &'a I,
+        /// The epoch to seal; no other.
+        epoch: Epoch,
     },
     /// Drop what is kept of an ended run; its highest epoch stays known.
     Forget {
@@ -158,7 +171,8 @@ fn settle<'a, I, D>(
         });
     } else if found.epoch < wanted.epoch && !wanted.stop {
         // Both at once: the agent would end the old run by itself, this makes it come first.
-        actions.extend(found.live().then_some(Action::Stop {
+        let live = found.live() || found.phase == Phase::Sealing;
+        actions.extend(live.then_some(Action::Stop {
             instance,
             epoch: found.epoch,
             reason: StopReason::Stale,
@@ -177,6 +191,11 @@ fn settle<'a, I, D>(
             instance,
             above: found.epoch,
         });
+    } else if wanted.seal && found.live() {
+        actions.push(Action::Seal {
+            instance,
+            epoch: found.epoch,
+        });
     }
     // Else it runs as desired, or its result waits to be recorded.
 }
@@ -185,7 +204,7 @@ fn settle<'a, I, D>(
 fn end<I, D>(instance: &I, found: Observed, reason: StopReason) -> Option<Action<'_, I, D>> {
     let epoch = found.epoch;
     match found.phase {
-        Phase::Starting | Phase::Running => Some(Action::Stop {
+        Phase::Starting | Phase::Running | Phase::Sealing => Some(Action::Stop {
             instance,
             epoch,
             reason,
@@ -206,7 +225,7 @@ fn assign<'a, I, D>(instance: &'a I, wanted: &'a Desired<D>) -> Action<'a, I, D>
 fn rank<I, D>(action: &Action<'_, I, D>) -> u8 {
     match action {
         Action::Adopt { .. } | Action::Raise { .. } => 0,
-        Action::Stop { .. } => 1,
+        Action::Stop { .. } | Action::Seal { .. } => 1,
         Action::Forget { .. } => 2,
         Action::Assign { .. } => 3,
     }

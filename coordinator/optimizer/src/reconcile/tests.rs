@@ -18,6 +18,7 @@ fn wanted(epoch: u64, stop: bool) -> Wanted {
             epoch: Epoch(epoch),
             spec: 7,
             stop,
+            seal: false,
         },
     )])
 }
@@ -107,6 +108,38 @@ fn each_pair_of_desired_and_observed_has_its_plan() {
 }
 
 #[test]
+fn a_seal_is_sent_once_and_waits_for_its_answer() {
+    let seal = Desired {
+        epoch: Epoch(5),
+        spec: 7,
+        stop: false,
+        seal: true,
+    };
+    let desired = BTreeMap::from([(1, seal.clone())]);
+    let asked = Action::Seal {
+        instance: &1,
+        epoch: Epoch(5),
+    };
+    for phase in [Phase::Starting, Phase::Running] {
+        assert_eq!(plan(&desired, &found(5, phase)), [asked]);
+    }
+    for phase in [Phase::Sealing, Phase::Stopping, Phase::Exited] {
+        assert_eq!(plan(&desired, &found(5, phase)), [], "{phase:?}");
+    }
+    // What is not there yet comes first; what is wanted nowhere is stopped, sealing or not.
+    let empty = Inventory::new();
+    let lost = plan(&desired, &empty);
+    assert!(matches!(lost[..], [Action::Assign { .. }]));
+    let nothing = Wanted::new();
+    let unwanted = found(5, Phase::Sealing);
+    let ended = plan(&nothing, &unwanted);
+    assert!(matches!(ended[..], [Action::Stop { .. }]));
+    let stop = BTreeMap::from([(1, Desired { stop: true, ..seal })]);
+    let running = found(5, Phase::Running);
+    assert!(matches!(plan(&stop, &running)[..], [Action::Stop { .. }]));
+}
+
+#[test]
 fn what_frees_comes_before_what_takes() {
     let mut desired = wanted(2, false);
     desired.insert(
@@ -115,6 +148,7 @@ fn what_frees_comes_before_what_takes() {
             epoch: Epoch(1),
             spec: 7,
             stop: true,
+            seal: false,
         },
     );
     let mut observed = found(1, Phase::Running);
@@ -143,6 +177,7 @@ fn what_frees_comes_before_what_takes() {
 enum Command {
     Assign(Id, Epoch),
     Stop(Id, Epoch),
+    Seal(Id, Epoch),
     Forget(Id, Epoch),
 }
 
@@ -152,6 +187,8 @@ struct Node {
     /// Outlives the inventory.
     epoch_max: BTreeMap<Id, Epoch>,
     inventory: Inventory,
+    /// Epochs that were sealed, as reported.
+    sealed: BTreeMap<Id, Epoch>,
 }
 
 impl Node {
@@ -159,8 +196,14 @@ impl Node {
         match command {
             Command::Assign(id, epoch) => self.assign(id, epoch),
             Command::Stop(id, epoch) => {
-                if let Some(run) = self.run(id, epoch).filter(|run| run.live()) {
+                let stops = |run: &&mut Observed| run.live() || run.phase == Phase::Sealing;
+                if let Some(run) = self.run(id, epoch).filter(stops) {
                     run.phase = Phase::Stopping;
+                }
+            }
+            Command::Seal(id, epoch) => {
+                if let Some(run) = self.run(id, epoch).filter(|run| run.live()) {
+                    run.phase = Phase::Sealing;
                 }
             }
             Command::Forget(id, epoch) => {
@@ -199,10 +242,16 @@ impl Node {
 
     /// One step of its own for each run; `chance` decides how a run ends.
     fn step(&mut self, chance: u8) {
-        for run in self.inventory.values_mut() {
+        for (id, run) in &mut self.inventory {
+            if run.phase == Phase::Sealing && chance % 4 != 3 {
+                self.sealed.insert(*id, run.epoch);
+            }
             run.phase = match (run.phase, chance % 4) {
                 (Phase::Starting, _) => Phase::Running,
                 (Phase::Stopping, _) => Phase::Stopped,
+                // It could not be sealed: it goes on.
+                (Phase::Sealing, 3) => Phase::Running,
+                (Phase::Sealing, _) => Phase::Exited,
                 (Phase::Running, 1) => Phase::Exited,
                 (Phase::Running, 2) => {
                     run.incarnation += 1;
@@ -238,6 +287,9 @@ impl World {
                 } => {
                     self.flying.push(Command::Stop(*instance, epoch));
                 }
+                Action::Seal { instance, epoch } => {
+                    self.flying.push(Command::Seal(*instance, epoch));
+                }
                 Action::Forget { instance, epoch } => {
                     self.flying.push(Command::Forget(*instance, epoch));
                 }
@@ -258,8 +310,18 @@ impl World {
         }
     }
 
-    /// Results of current epochs are recorded, and then nothing more is desired of them.
+    /// Results of current epochs are recorded, and then nothing more is desired of them: a sealed
+    /// one goes on elsewhere, or here under a new epoch if the move was given up meanwhile.
     fn record(&mut self, inventory: &Inventory) {
+        for (id, wanted) in &mut self.desired {
+            let ended = inventory
+                .get(id)
+                .is_some_and(|run| run.phase == Phase::Exited);
+            let sealed = self.node.sealed.get(id) == Some(&wanted.epoch);
+            if ended && sealed && !wanted.seal && !wanted.stop {
+                wanted.epoch = Epoch(wanted.epoch.0 + 1);
+            }
+        }
         self.desired.retain(|id, wanted| {
             let done = |run: &Observed| run.phase == Phase::Exited && run.epoch == wanted.epoch;
             !inventory.get(id).is_some_and(done)
@@ -293,9 +355,11 @@ impl World {
     }
 
     fn change_mind(&mut self, id: Id, detail: u8) {
-        match (self.desired.get_mut(&id), detail % 3) {
+        match (self.desired.get_mut(&id), detail % 5) {
             (Some(_), 0) => drop(self.desired.remove(&id)),
             (Some(wanted), 1) => wanted.stop = true,
+            (Some(wanted), 3) => wanted.seal = true,
+            (Some(wanted), 4) => wanted.seal = false,
             (Some(wanted), _) => wanted.epoch = Epoch(wanted.epoch.0 + 1),
             // May be an epoch that the node has seen: a restored backup.
             (None, _) => {
@@ -303,6 +367,7 @@ impl World {
                     epoch: Epoch(1 + u64::from(detail % 4)),
                     spec: 7,
                     stop: false,
+                    seal: false,
                 };
                 self.desired.insert(id, desired);
             }
@@ -338,7 +403,10 @@ impl World {
             !self.reconcile(&inventory)
                 && !inventory
                     .values()
-                    .any(|run| matches!(run.phase, Phase::Starting | Phase::Stopping))
+                    .any(|run| matches!(
+                        run.phase,
+                        Phase::Starting | Phase::Stopping | Phase::Sealing
+                    ))
         })
     }
 }
@@ -359,7 +427,7 @@ proptest! {
             match world.node.inventory.get(id) {
                 None => prop_assert!(wanted.stop),
                 Some(run) => {
-                    prop_assert!(!wanted.stop);
+                    prop_assert!(!wanted.stop && !wanted.seal);
                     prop_assert_eq!((run.epoch, run.phase), (wanted.epoch, Phase::Running));
                 }
             }

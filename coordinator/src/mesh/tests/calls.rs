@@ -48,7 +48,7 @@ fn echo(call: &Call) -> Reply {
 fn output(result: CallResult) -> Bytes {
     match result {
         CallResult::Module { output, .. } => output,
-        CallResult::Model { .. } => panic!("not a module's"),
+        _ => panic!("not a module's"),
     }
 }
 

@@ -1,0 +1,285 @@
+//! Services as the API shows them, and in words.
+
+use hop3_common::{
+    api::{MoveView, ServiceInstanceView, ServiceView},
+    codes::Problem,
+    id::{NodeId, ServiceName, UnixMs},
+};
+
+use super::{
+    converge::whereabouts,
+    plan::Where,
+    table::Service,
+};
+use crate::{
+    Core,
+    records::{MoveRecord, MoveStage, ServiceInstanceRecord},
+    tasks::clock,
+};
+
+pub(crate) fn view(core: &Core, name: &ServiceName) -> Result<ServiceView, Problem> {
+    Ok(view_of(core, &*core.services.find(name)?))
+}
+
+pub(crate) fn views(core: &Core) -> Vec<ServiceView> {
+    let all = core.services.all();
+    all.iter().map(|service| view_of(core, service)).collect()
+}
+
+/// Moves on their way, and the last one of each service.
+pub(crate) fn moves(core: &Core) -> Vec<MoveView> {
+    let now = UnixMs::now();
+    let mut moves = Vec::new();
+    for service in core.services.all() {
+        let going = service.instances.iter().filter_map(|i| i.moving.as_ref());
+        moves.extend(going.map(|moving| move_view(moving, now)));
+        moves.extend(service.record.last_move.iter().map(|moved| move_view(moved, now)));
+    }
+    moves.sort_by_key(|moving| std::cmp::Reverse(moving.began));
+    moves
+}
+
+pub(super) fn move_view(moving: &MoveRecord, now: UnixMs) -> MoveView {
+    let phase = match moving.stage {
+        MoveStage::Copying => "copying",
+        MoveStage::Sealing => "sealing",
+        MoveStage::Starting => "starting",
+        MoveStage::Done => "done",
+        MoveStage::Aborted => "aborted",
+    };
+    MoveView {
+        instance: moving.instance.clone(),
+        from: moving.from.clone(),
+        to: moving.to.clone(),
+        phase: phase.to_owned(),
+        reason: moving.reason.clone(),
+        began: moving.began,
+        took_ms: moving.ended.unwrap_or(now).0.saturating_sub(moving.began.0),
+        copied_bytes: moving.copied_bytes,
+        final_bytes: moving.final_bytes,
+        downtime_us: moving.downtime_us,
+    }
+}
+
+pub(super) fn view_of(core: &Core, service: &Service) -> ServiceView {
+    let record = &service.record;
+    let wanted = record.spec.instances();
+    let instances: Vec<_> = (0..wanted.max(service.instances.len() as u32))
+        .filter_map(|index| instance_view(core, service, index))
+        .collect();
+    let (status, reason) = overall(service, &instances);
+    ServiceView {
+        name: record.name.clone(),
+        spec: record.spec.clone(),
+        module: record.module,
+        revision: record.revision,
+        created: record.created,
+        status: status.to_owned(),
+        reason,
+        path: format!("/{}/", record.name),
+        instances,
+        last_move: record
+            .last_move
+            .as_ref()
+            .map(|moved| move_view(moved, UnixMs::now())),
+    }
+}
+
+/// Where the whole stands: as its worst instance.
+fn overall(service: &Service, instances: &[ServiceInstanceView]) -> (&'static str, String) {
+    let said = |view: &ServiceInstanceView| {
+        let (id, status, reason) = (&view.instance, &view.status, &view.reason);
+        format!("{id} is {status}: {reason}")
+    };
+    if let Some(failed) = instances.iter().find(|view| view.status == "failed") {
+        return ("failed", said(failed));
+    }
+    if let Some(waits) = instances.iter().find(|view| view.status != "ready") {
+        return ("progressing", said(waits));
+    }
+    let revision = service.record.revision;
+    if let Some(old) = instances.iter().find(|view| view.revision != revision) {
+        let (id, has) = (&old.instance, old.revision);
+        let reason = format!("{id} is at revision {has} and will be renewed to {revision}");
+        return ("progressing", reason);
+    }
+    ("ready", format!("{} instances serve", instances.len()))
+}
+
+fn instance_view(core: &Core, service: &Service, index: u32) -> Option<ServiceInstanceView> {
+    let id = service.id(index as usize);
+    let wanted = index < service.record.spec.instances();
+    let record = service.instance(index);
+    let node = record.and_then(|record| record.node.clone());
+    if node.is_none() && !wanted {
+        return None;
+    }
+    let (status, reason) = status_of(core, service, index);
+    let facts = record
+        .and_then(|record| core.services.serving(&id, record.epoch))
+        .and_then(|serving| serving.facts);
+    Some(ServiceInstanceView {
+        instance: id,
+        token: record.map(|record| record.token).unwrap_or_default(),
+        revision: record.map_or(0, |record| record.revision),
+        node,
+        moving_to: record.and_then(|record| Some(record.moving.as_ref()?.to.clone())),
+        status: status.to_owned(),
+        reason,
+        facts,
+        checkpoint: record.and_then(|record| record.checkpoint.clone()),
+    })
+}
+
+/// Where an instance stands, and why.
+pub(super) fn status_of(core: &Core, service: &Service, index: u32) -> (&'static str, String) {
+    let unplaced = || ("pending", "waiting to be placed".to_owned());
+    let Some(record) = service.instance(index) else {
+        return unplaced();
+    };
+    let serving = core
+        .services
+        .serving(&service.id(index as usize), record.epoch);
+    let said = serving.as_ref().map(|serving| serving.reason.clone());
+    let Some(node) = &record.node else {
+        return ("pending", said.unwrap_or_else(|| unplaced().1));
+    };
+    if serving.as_ref().is_some_and(|serving| serving.retry_at.is_some()) {
+        return ("failed", said.unwrap_or_default());
+    }
+    let at = whereabouts(core, Some(node));
+    if matches!(at, Where::Away | Where::Lost | Where::Removed) {
+        return ("away", away(service, record, node, at));
+    }
+    let ready = serving.as_ref().is_some_and(|serving| serving.ready);
+    match &record.moving {
+        Some(moving) if moving.stage != MoveStage::Starting || !ready => {
+            let phase = move_view(moving, UnixMs::now()).phase;
+            let reason = format!("moves from {} to {}: {phase}", moving.from, moving.to);
+            ("moving", reason)
+        }
+        _ if ready => ("ready", said.unwrap_or_default()),
+        _ => ("starting", said.unwrap_or_else(|| "starting".into())),
+    }
+}
+
+/// Why an instance does not go on elsewhere although its node is away.
+fn away(service: &Service, record: &ServiceInstanceRecord, node: &NodeId, at: Where) -> String {
+    if at == Where::Removed {
+        return format!("node {node} was removed; waiting to be placed anew");
+    }
+    if !service.record.spec.stateful() {
+        return format!("node {node} is not connected; it is placed anew when the node is lost");
+    }
+    let point = match &record.checkpoint {
+        Some(cp) => format!(
+            "the last checkpoint here is of {} with {} changes",
+            clock(cp.at),
+            cp.seq
+        ),
+        None => "there is no checkpoint here yet".into(),
+    };
+    format!(
+        "node {node} is not connected and has its state, so it waits for it (it goes on there by \
+         itself); {point}; `hop3 node rm {node}` gives the node up and starts from it"
+    )
+}
+
+/// What ties instances to a node that is being emptied, in words.
+pub(crate) fn staying_on(core: &Core, node: &NodeId) -> Vec<String> {
+    let mut said = Vec::new();
+    for service in core.services.all() {
+        for (index, record) in service.instances.iter().enumerate() {
+            if record.node.as_ref() != Some(node) {
+                continue;
+            }
+            let (id, index) = (service.id(index), u32::try_from(index).unwrap_or(u32::MAX));
+            if service.pinned() {
+                let names = service.record.spec.volumes.iter().map(|v| v.name.as_str());
+                let names = names.collect::<Vec<_>>().join(", ");
+                said.push(format!(
+                    "{id} stays: it has state in directories of this node (volume {names})"
+                ));
+            } else {
+                let (status, reason) = status_of(core, &service, index);
+                said.push(format!("{id} is {status}: {reason}"));
+            }
+        }
+    }
+    said
+}
+
+/// A service in words: a summary, and what is known of each instance.
+pub(crate) fn explain(
+    core: &Core,
+    name: &ServiceName,
+) -> Result<(String, Vec<String>), Problem> {
+    let service = core.services.find(name)?;
+    let view = view_of(core, &service);
+    let ready = view.instances.iter().filter(|i| i.status == "ready").count();
+    let wanted = service.record.spec.instances();
+    let summary = format!(
+        "It is {}; {ready} of {wanted} instances serve: {}.",
+        view.status, view.reason
+    );
+    let now = UnixMs::now();
+    let mut facts = Vec::new();
+    for instance in &view.instances {
+        let node = instance.node.as_ref().map_or("no node", NodeId::as_str);
+        let (id, status, reason) = (&instance.instance, &instance.status, &instance.reason);
+        let (token, revision) = (instance.token, instance.revision);
+        facts.push(format!(
+            "{id}: {status} on {node}, run {token} (epoch.incarnation), revision {revision}: \
+             {reason}"
+        ));
+        if service.record.spec.stateful() {
+            facts.push(match &instance.checkpoint {
+                Some(cp) => format!(
+                    "{id}: recovery point: checkpoint of {}, {} s old, {} changes, {} bytes in {} \
+                     parts",
+                    clock(cp.at),
+                    now.0.saturating_sub(cp.at.0) / 1000,
+                    cp.seq,
+                    cp.bytes(),
+                    cp.parts.len()
+                ),
+                None => format!(
+                    "{id}: recovery point: none, no checkpoint has reached the coordinator"
+                ),
+            });
+        }
+        facts.extend(instance.facts.as_ref().map(|facts| {
+            format!(
+                "{id}: began at change {} with {} bytes of state; fetched in {} us, loaded in {} \
+                 us, restored in {} us",
+                facts.seq, facts.state_bytes, facts.fetch_us, facts.load_us, facts.restore_us
+            )
+        }));
+    }
+    if service.pinned() {
+        let names = service.record.spec.volumes.iter().map(|v| v.name.as_str());
+        let names = names.collect::<Vec<_>>().join(", ");
+        facts.push(format!(
+            "pinned: its state is in directories of its node (volume {names}), it cannot be moved"
+        ));
+    }
+    let going = service.instances.iter().filter_map(|i| i.moving.as_ref());
+    facts.extend(going.chain(&service.record.last_move).map(|moving| {
+        let view = move_view(moving, now);
+        let down = view.downtime_us.map_or(String::new(), |us| {
+            format!(", stood still for {}.{:03} ms", us / 1000, us % 1000)
+        });
+        format!(
+            "move of {} from {} to {}: {} ({}), {} ms, {} bytes ahead and {} at the end{down}",
+            view.instance,
+            view.from,
+            view.to,
+            view.phase,
+            view.reason,
+            view.took_ms,
+            view.copied_bytes,
+            view.final_bytes
+        )
+    }));
+    Ok((summary, facts))
+}
