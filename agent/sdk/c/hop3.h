@@ -153,8 +153,8 @@ static inline int hop3_parse(const char *text, int64_t *number) {
     for (; *text; text++) {
         if (*text < '0' || *text > '9') return 0;
         int digit = *text - '0';
-        if (__builtin_mul_overflow(value, (int64_t)10, &value)) return 0;
-        if (__builtin_sub_overflow(value, (int64_t)digit, &value)) return 0;
+        if (value < (INT64_MIN + digit) / 10) return 0;
+        value = value * 10 - digit;
     }
     // Negative all the way: there is one more negative number than positive ones.
     if (!negative && value == INT64_MIN) return 0;

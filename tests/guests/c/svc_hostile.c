@@ -25,7 +25,7 @@ static int change(void) {
 static int recurse(volatile int *above) {
     volatile int here[64];
     here[0] = *above + 1;
-    return recurse(here) + here[0];
+    return here[0] < 0 ? 0 : recurse(here) + here[0];
 }
 
 static void spin(void) {

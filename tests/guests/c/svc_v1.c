@@ -21,8 +21,8 @@ HOP3_EXPORT("hop3_request") int hop3_request(void) {
     char path[16], text[24] = "v1 ";
     int64_t number = load();
     if (hop3_read(HOP3_PATH, path, sizeof path) < 0) return hop3_reply_text(414, "path");
-    if (hop3_equal(path, "/add")) number++;
-    size_t length = hop3_decimal(number, text + 3);
-    if (hop3_kv_set("n", 1, text + 3, length) < 0) return 1;
+    int add = hop3_equal(path, "/add");
+    size_t length = hop3_decimal(number + add, text + 3);
+    if (add && hop3_kv_set("n", 1, text + 3, length) < 0) return 1;
     return hop3_reply_text(200, text);
 }

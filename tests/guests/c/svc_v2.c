@@ -25,8 +25,9 @@ HOP3_EXPORT("hop3_request") int hop3_request(void) {
     int64_t number = 0;
     if (hop3_read(HOP3_PATH, path, sizeof path) < 0) return hop3_reply_text(414, "path");
     hop3_kv_get("count", 5, 0, &number, sizeof number);
-    if (hop3_equal(path, "/add")) number++;
-    if (hop3_kv_set("count", 5, &number, sizeof number) < 0) return 1;
+    int add = hop3_equal(path, "/add");
+    number += add;
+    if (add && hop3_kv_set("count", 5, &number, sizeof number) < 0) return 1;
     hop3_decimal(number, text + 3);
     return hop3_reply_text(200, text);
 }

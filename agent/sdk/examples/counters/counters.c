@@ -17,13 +17,13 @@ enum { PATH_MAX = 1024, FILL_MIB_MAX = 1024, PAGE = 65536 };
 // pseudo-random numbers are. They do not compress, so that sizes are honest.
 static uint64_t *filled;
 static size_t words, next;
-static uint64_t random = 0x9e3779b97f4a7c15;
+static uint64_t seed = 0x9e3779b97f4a7c15;
 
 static uint64_t draw(void) {
-    random ^= random << 13;
-    random ^= random >> 7;
-    random ^= random << 17;
-    return random;
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed;
 }
 
 // More memory, at the end of what there is; 0 if it is refused.
