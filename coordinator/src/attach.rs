@@ -59,6 +59,11 @@ impl AttachSession {
     pub async fn recv(&mut self) -> Option<Frame> {
         self.from_task.recv().await
     }
+
+    /// The next frame for the client if there is one already.
+    pub fn try_recv(&mut self) -> Option<Frame> {
+        self.from_task.try_recv().ok()
+    }
 }
 
 /// Begins to relay. The task may still be waiting for its node.

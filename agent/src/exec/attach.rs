@@ -34,6 +34,11 @@ const OUT_BYTES: usize = 64 << 10;
 /// Bytes moved from a pipe at a time.
 const MOVE_BYTES: usize = 32 << 10;
 
+/// How long output is gathered after the last frame of it, unless the client speaks meanwhile or
+/// a pipe is half full: a guest that writes a kilobyte at a time would else make a packet and four
+/// wake-ups of each.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// The guest's ends.
 #[derive(Clone)]
 pub(super) struct Pipes {
@@ -137,10 +142,19 @@ impl Exchange {
         Ok(Ask::Nothing)
     }
 
-    /// Moves bytes between the pipes and the state machines.
-    fn pump(&mut self) {
-        fill(&mut self.stdout, &self.pipes.stdout);
-        fill(&mut self.stderr, &self.pipes.stderr);
+    /// Whether there is so little output that more may be waited for.
+    fn may_gather(&self) -> bool {
+        let little = |pipe: &Pipe| pipe.room() > PIPE_BYTES / 2;
+        self.exit.is_none() && little(&self.pipes.stdout) && little(&self.pipes.stderr)
+    }
+
+    /// Moves bytes between the pipes and the state machines; those of the guest's output only if
+    /// it is due.
+    fn pump(&mut self, output_due: bool) {
+        if output_due {
+            fill(&mut self.stdout, &self.pipes.stdout);
+            fill(&mut self.stderr, &self.pipes.stderr);
+        }
         while let Some(front) = self.pending.front_mut() {
             let moved = match self.pipes.stdin.try_write(front) {
                 TryWrite::Wrote(n) => n,
@@ -333,14 +347,22 @@ impl Hub {
     async fn relay(&self, send: &mut SendStream, recv: RecvStream) -> Result<(), io::Error> {
         let mut reader = io::FrameReader::new(recv, FRAME_MAX);
         let mut out = BytesMut::new();
+        let mut gather_until: Option<Instant> = None;
         loop {
+            let gathering;
             {
                 let mut exchange = self.exchange();
-                exchange.pump();
+                let due = gather_until.is_none_or(|until| Instant::now() >= until);
+                gathering = gather_until.filter(|_| !due && exchange.may_gather());
+                exchange.pump(gathering.is_none());
                 while out.len() < OUT_BYTES {
                     let Some(next) = exchange.next_frame() else {
                         break;
                     };
+                    if matches!(next, Frame::Data { .. }) {
+                        gather_until = Some(Instant::now() + GATHER);
+                    }
+                    out.reserve(frame::PREFIX_BYTES + next.room_bytes());
                     frame::encode(&next, FRAME_MAX, &mut out)?;
                 }
             }
@@ -356,6 +378,10 @@ impl Hub {
                         Err(error) if error.is_protocol() => return Err(error),
                         Err(_) => return Ok(()),
                     };
+                    if matches!(frame, Frame::Data { .. }) {
+                        // It may be answered: at once.
+                        gather_until = None;
+                    }
                     let ask = self.exchange().take(frame);
                     match ask {
                         Ok(Ask::Nothing) => {}
@@ -373,8 +399,17 @@ impl Hub {
                     }
                 }
                 () = self.changed.notified() => {}
+                () = until(gathering) => {}
             }
         }
+    }
+}
+
+/// Returns at that time; without one, never.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -484,13 +519,13 @@ mod tests {
                 pipes.stderr.end();
                 exchange.exit = Some((End::Exited(3), Usage::default()));
             }
-            exchange.pump();
+            exchange.pump(true);
             while let Some(frame) = exchange.next_frame() {
                 client.take(frame);
                 if let Some(credit) = client.stdout.next_credit() {
                     exchange.take(credit).unwrap();
                 }
-                exchange.pump();
+                exchange.pump(true);
             }
             if client.exit.is_some() {
                 break;

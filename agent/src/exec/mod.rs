@@ -38,7 +38,10 @@ use hop3_runtime::{
     },
 };
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::{
+    runtime::RuntimeFlavor,
+    sync::{Notify, Semaphore, oneshot},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{attach::Hub, models::Models, spool::Spool};
@@ -310,7 +313,13 @@ impl Exec {
 
     /// A module that is ready in memory or compiled on disk.
     async fn compiled(&self, digest: Digest) -> Option<Arc<LoadedModule>> {
-        let engine = self.0.engine.clone();
+        let engine = &self.0.engine;
+        if tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
+            // Most often some tenths of a millisecond: waking another thread and being woken by
+            // it would cost as much. Other tasks go on elsewhere.
+            return tokio::task::block_in_place(|| engine.find(&digest.0));
+        }
+        let engine = engine.clone();
         tokio::task::spawn_blocking(move || engine.find(&digest.0))
             .await
             .ok()

@@ -20,7 +20,7 @@ pub const KEEP_ALIVE_SHORT: Duration = Duration::from_secs(10);
 /// Time for name look-up and handshake with one address.
 const DIAL: Duration = Duration::from_secs(10);
 /// Bytes in flight to us per stream.
-const STREAM_WINDOW: u32 = 128 << 10;
+const STREAM_WINDOW: u32 = 256 << 10;
 /// Bytes in flight to us per connection; also what is kept unsent.
 const CONNECTION_WINDOW: u32 = 512 << 10;
 /// Streams that the coordinator may have open at first; raised when used ([`STREAMS_MAX`]).

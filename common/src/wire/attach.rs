@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{End, Usage};
+use super::{End, Usage, frame};
 
 /// Bytes in flight per channel: what a sender may have to repeat.
 pub const WINDOW_BYTES: u64 = 256 << 10;
@@ -81,6 +81,27 @@ pub enum Frame {
     Cancel,
     /// The client has the exit: the task may be forgotten.
     Bye,
+}
+
+impl Frame {
+    /// Room for the encoded frame: for data more than enough, for the rest a beginning.
+    #[must_use]
+    pub fn room_bytes(&self) -> usize {
+        match self {
+            Self::Data { bytes, .. } => bytes.len() + 32,
+            _ => 64,
+        }
+    }
+
+    /// The frame as a message of a WebSocket.
+    ///
+    /// # Errors
+    /// None in practice: a frame holds nothing but plain data.
+    pub fn to_body(&self) -> Result<Bytes, frame::Error> {
+        let mut out = BytesMut::with_capacity(frame::PREFIX_BYTES + self.room_bytes());
+        frame::encode(self, FRAME_MAX, &mut out)?;
+        Ok(out.freeze().slice(frame::PREFIX_BYTES..))
+    }
 }
 
 /// The sending end of one channel.

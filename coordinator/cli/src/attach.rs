@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use bytes::{Buf as _, Bytes};
 use futures_util::{SinkExt as _, StreamExt as _};
 use hop3_common::{
     codes::Code,
@@ -31,8 +32,10 @@ use crate::client::{Client, Refused, code_of};
 const RECONNECT_FOR: Duration = Duration::from_secs(60);
 /// Time between tries.
 const RECONNECT_EVERY: Duration = Duration::from_millis(300);
-/// Bytes read from stdin at a time.
-const READ_BYTES: usize = 32 << 10;
+/// Bytes read from stdin at a time: several frames, so that they leave in one flush.
+const READ_BYTES: usize = 128 << 10;
+/// Bytes that the socket is read by. The library clears so many before each read.
+const SOCKET_READ_BYTES: usize = 32 << 10;
 
 /// Hop3 itself failed.
 const EXIT_HOP3: u8 = 125;
@@ -116,7 +119,9 @@ async fn connect(client: &Client, task: &TaskId) -> Result<Socket> {
     request
         .headers_mut()
         .insert("authorization", format!("Bearer {token}").parse()?);
-    let config = WebSocketConfig::default().max_message_size(Some(FRAME_MAX));
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(FRAME_MAX))
+        .read_buffer_size(SOCKET_READ_BYTES);
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
         Ok((socket, _)) => Ok(socket),
         Err(Error::Http(response)) => {
@@ -131,7 +136,7 @@ async fn connect(client: &Client, task: &TaskId) -> Result<Socket> {
 }
 
 /// Reads stdin (or a file) on a thread of its own: terminals and pipes only block.
-fn read_input(input: Option<&Path>) -> Result<mpsc::Receiver<Vec<u8>>> {
+fn read_input(input: Option<&Path>) -> Result<mpsc::Receiver<Bytes>> {
     let source: Box<dyn io::Read + Send> = match input {
         Some(path) if path != Path::new("-") => {
             Box::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?)
@@ -145,7 +150,10 @@ fn read_input(input: Option<&Path>) -> Result<mpsc::Receiver<Vec<u8>>> {
             let mut source = source;
             let mut buffer = vec![0; READ_BYTES];
             while let Ok(n @ 1..) = source.read(&mut buffer) {
-                if sender.blocking_send(buffer[..n].to_vec()).is_err() {
+                if sender
+                    .blocking_send(Bytes::copy_from_slice(&buffer[..n]))
+                    .is_err()
+                {
                     break;
                 }
             }
@@ -156,9 +164,9 @@ fn read_input(input: Option<&Path>) -> Result<mpsc::Receiver<Vec<u8>>> {
 /// One client of one task.
 struct Attachment {
     verbose: bool,
-    input: mpsc::Receiver<Vec<u8>>,
+    input: mpsc::Receiver<Bytes>,
     /// Read from the input, not yet taken by the sender.
-    unsent: Vec<u8>,
+    unsent: Bytes,
     stdin: Sender,
     stdout: Receiver,
     stderr: Receiver,
@@ -181,7 +189,7 @@ pub async fn run(
     let mut attachment = Attachment {
         verbose,
         input: read_input(input)?,
-        unsent: Vec::new(),
+        unsent: Bytes::new(),
         stdin: Sender::new(Channel::Stdin),
         stdout: Receiver::new(Channel::Stdout),
         stderr: Receiver::new(Channel::Stderr),
@@ -230,14 +238,19 @@ impl Attachment {
         let mut input_open = true;
         loop {
             let taken = self.stdin.push(&self.unsent);
-            self.unsent.drain(..taken);
+            self.unsent.advance(taken);
             if !input_open && self.unsent.is_empty() {
                 self.stdin.finish();
             }
+            let mut fed = false;
             while stdin_known && let Some(frame) = self.stdin.next_frame() {
-                if let Err(error) = send(&mut socket, &frame).await {
+                fed = true;
+                if let Err(error) = feed(&mut socket, &frame).await {
                     return Ok(Step::Broken(error));
                 }
+            }
+            if fed && let Err(error) = socket.flush().await {
+                return Ok(Step::Broken(error.into()));
             }
             tokio::select! {
                 message = socket.next() => {
@@ -311,8 +324,14 @@ impl Attachment {
 }
 
 async fn send(socket: &mut Socket, frame: &Frame) -> Result<()> {
-    let body = postcard::to_stdvec(frame)?;
-    Ok(socket.send(Message::Binary(body.into())).await?)
+    feed(socket, frame).await?;
+    Ok(socket.flush().await?)
+}
+
+/// Gives a frame to the socket; it leaves with the next flush.
+async fn feed(socket: &mut Socket, frame: &Frame) -> Result<()> {
+    let body = frame.to_body()?;
+    Ok(socket.feed(Message::Binary(body)).await?)
 }
 
 fn print(channel: Channel, bytes: &[u8]) -> io::Result<()> {

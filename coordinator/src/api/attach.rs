@@ -7,6 +7,7 @@ use axum::{
     },
     response::Response,
 };
+use futures_util::SinkExt as _;
 use hop3_common::{
     api::ProblemDetails,
     wire::{attach, frame},
@@ -14,6 +15,11 @@ use hop3_common::{
 
 use super::{Shared, problem::Answer};
 use crate::core::AttachSession;
+
+/// Frames sent before a flush.
+const FLUSH_FRAMES_MAX: usize = 8;
+/// Bytes that the socket is read by. The library clears so many before each read.
+const READ_BYTES: usize = 32 << 10;
 
 /// Attaches to a task submitted with attached input: a WebSocket whose binary messages are
 /// postcard-encoded frames (see `hop3_common::wire::attach`).
@@ -29,11 +35,13 @@ pub(super) async fn attach(
     let session = core.attach_task(&id).await?;
     let upgrade = upgrade
         .max_message_size(attach::FRAME_MAX)
-        .max_frame_size(attach::FRAME_MAX);
+        .max_frame_size(attach::FRAME_MAX)
+        .read_buffer_size(READ_BYTES);
     Ok(upgrade.on_upgrade(move |socket| relay(socket, session)))
 }
 
-/// Relays frames both ways until either side ends. Bounded: one frame in hand per direction.
+/// Relays frames both ways until either side ends. Bounded: one frame in hand towards the task,
+/// and towards the client what a socket takes between two flushes.
 async fn relay(mut socket: WebSocket, mut session: AttachSession) {
     let (code, reason) = loop {
         tokio::select! {
@@ -50,12 +58,10 @@ async fn relay(mut socket: WebSocket, mut session: AttachSession) {
             },
             frame = session.recv() => {
                 let Some(frame) = frame else { break (close_code::NORMAL, "") };
-                // Frames always encode: they hold nothing but plain data.
-                let Ok(body) = postcard::to_stdvec(&frame) else {
-                    break (close_code::ERROR, "a frame did not encode");
-                };
-                if socket.send(Message::Binary(body.into())).await.is_err() {
-                    return;
+                match forward(&mut socket, &mut session, frame).await {
+                    Ok(()) => {}
+                    Err(Failed::Encode) => break (close_code::ERROR, "a frame did not encode"),
+                    Err(Failed::Socket) => return,
                 }
             }
         }
@@ -65,4 +71,27 @@ async fn relay(mut socket: WebSocket, mut session: AttachSession) {
         reason: reason.into(),
     };
     let _ = socket.send(Message::Close(Some(close))).await;
+}
+
+enum Failed {
+    Encode,
+    Socket,
+}
+
+/// Sends `frame` and those that are there after it, in one flush: each is a packet and a wake-up.
+async fn forward(
+    socket: &mut WebSocket,
+    session: &mut AttachSession,
+    frame: attach::Frame,
+) -> Result<(), Failed> {
+    let mut next = frame;
+    for left in (0..FLUSH_FRAMES_MAX).rev() {
+        let body = next.to_body().map_err(|_| Failed::Encode)?;
+        let fed = socket.feed(Message::Binary(body)).await;
+        fed.map_err(|_| Failed::Socket)?;
+        let more = if left > 0 { session.try_recv() } else { None };
+        let Some(frame) = more else { break };
+        next = frame;
+    }
+    socket.flush().await.map_err(|_| Failed::Socket)
 }

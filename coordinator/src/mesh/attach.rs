@@ -3,15 +3,12 @@
 
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use hop3_common::{
     codes::Problem,
     id::InstanceId,
     ownership::Epoch,
-    wire::{
-        StreamHeader, attach,
-        attach::Frame,
-        io::{self, FrameReader},
-    },
+    wire::{StreamHeader, attach, attach::Frame, frame, io::FrameReader},
 };
 use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
@@ -55,9 +52,15 @@ impl AttachSender {
     ///
     /// # Errors
     /// `NodeUnreachable` when the stream or the session ended, `TooLarge`.
-    pub async fn send(&mut self, frame: Frame) -> Result<(), Problem> {
+    pub async fn send(&mut self, message: Frame) -> Result<(), Problem> {
+        let mut out = BytesMut::with_capacity(frame::PREFIX_BYTES + message.room_bytes());
+        let written = match frame::encode(&message, attach::FRAME_MAX, &mut out) {
+            // Whole, so that nothing is copied once more.
+            Ok(()) => self.stream.write_chunk(out.freeze()).await,
+            Err(error) => return self.peer.written(Err(error.into())),
+        };
         self.peer
-            .written(io::write(&mut self.stream, &frame, attach::FRAME_MAX).await)
+            .written(written.map_err(|error| std::io::Error::from(error).into()))
     }
 }
 

@@ -12,7 +12,7 @@ const BIDI_STREAMS: u32 = 8;
 const UNI_STREAMS: u32 = 4;
 /// Unread bytes per stream and per connection: the worst case of memory that a node can take by
 /// sending what nobody reads.
-const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
 /// Unacknowledged bytes towards a node: a second at 8 Mbit/s.
 const SEND_WINDOW_BYTES: u64 = 1 << 20;

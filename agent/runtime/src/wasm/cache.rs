@@ -20,6 +20,7 @@ const CODE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 const MAGIC: &[u8; 8] = b"HOP3CWA\x01";
 const MAC_AT: usize = 8 + 32 + 32 + 8;
 const HEADER_BYTES: usize = MAC_AT + 32;
+const HEX: &[u8; 16] = b"0123456789abcdef";
 const SUFFIX: &str = ".cwa";
 const TEMP_SUFFIX: &str = ".tmp";
 
@@ -80,8 +81,8 @@ impl CompiledCache {
     /// Looks for the code of `digest` made for `engine` and checks it.
     pub(super) fn get(&self, engine: &[u8; 32], digest: &ModuleDigest) -> Lookup {
         let path = self.path(engine, digest);
-        let file = match read_bounded(&path) {
-            Ok(file) => file,
+        let (open, file) = match read_bounded(&path) {
+            Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Lookup::Miss,
             Err(_) => return Lookup::Unusable("unreadable or too large"),
         };
@@ -96,9 +97,8 @@ impl CompiledCache {
         {
             return Lookup::Unusable("wrong MAC: corrupted, forged, or of another key or engine");
         }
-        // Its time says how recently it was used.
-        let touched = File::options().write(true).open(&path);
-        let _ = touched.and_then(|f| f.set_modified(SystemTime::now()));
+        // Its time says how recently it was used. Its owner needs no right to write for that.
+        let _ = open.set_modified(SystemTime::now());
         Lookup::Hit(Verified { file })
     }
 
@@ -194,16 +194,17 @@ fn header(engine: &[u8; 32], digest: &ModuleDigest, code_bytes: usize) -> [u8; M
     header
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+/// The file and its contents.
+fn read_bounded(path: &Path) -> io::Result<(File, Vec<u8>)> {
+    let mut file = File::open(path)?;
     let bytes = file.metadata()?.len();
     let most = CODE_BYTES_MAX + HEADER_BYTES as u64;
     if bytes > most {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    let mut contents = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
-    file.take(most).read_to_end(&mut contents)?;
-    Ok(contents)
+    let mut contents = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    file.read_exact(&mut contents)?;
+    Ok((file, contents))
 }
 
 fn write_new(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
@@ -222,7 +223,8 @@ fn has_suffix(path: &Path, suffix: &str) -> bool {
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits = |byte: u8| [byte >> 4, byte & 15].map(|half| char::from(HEX[usize::from(half)]));
+    bytes.iter().flat_map(|byte| digits(*byte)).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,10 @@
 //! Offsets are absolute since the pipe was made, so that the agent can resume a stream by
 //! offset. Memory is at most the capacity, taken as it fills. The agent's side never blocks:
 //! `try_*` plus a notification that is called, outside the lock, when bytes or room appear.
+//!
+//! Waking a thread costs more than moving some kilobytes, so the reader is woken only when an
+//! empty pipe gets bytes (and again when it is half full), and the writer only when a pipe that
+//! was full is half empty again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -34,6 +38,10 @@ struct Ring {
     ended: bool,
     /// The reader will read no more.
     closed: bool,
+    /// It was full, and the writer has not been told of room since.
+    full: bool,
+    /// Threads that wait for `changed`.
+    waiting: usize,
 }
 
 /// What a non-blocking read found.
@@ -76,14 +84,16 @@ impl Pipe {
         }))
     }
 
-    /// Sets what is called when bytes (or the end) become readable. Once only; later calls are
+    /// Sets what is called when an empty pipe becomes readable, when it is half full, and when it
+    /// ends: whoever leaves bytes in it is not told of each more. Once only; later calls are
     /// ignored. May be called spuriously; must be short and must not call back into the pipe
     /// while holding a lock that its own callers hold.
     pub fn on_readable(&self, notify: impl Fn() + Send + Sync + 'static) {
         let _ = self.0.on_readable.set(Arc::new(notify));
     }
 
-    /// As [`on_readable`](Self::on_readable), when room appears or the reader leaves.
+    /// As [`on_readable`](Self::on_readable), when a pipe that was full is half empty again or
+    /// the reader leaves.
     pub fn on_writable(&self, notify: impl Fn() + Send + Sync + 'static) {
         let _ = self.0.on_writable.set(Arc::new(notify));
     }
@@ -91,16 +101,16 @@ impl Pipe {
     /// Writes what fits, without blocking.
     #[must_use]
     pub fn try_write(&self, bytes: &[u8]) -> TryWrite {
-        let result = self.0.push(&mut lock(&self.0.ring), bytes);
-        if matches!(result, TryWrite::Wrote(n) if n > 0) {
-            self.0.readable();
-        }
+        let mut wake = Wake::default();
+        let result = self.0.push(&mut lock(&self.0.ring), bytes, &mut wake);
+        self.0.wake(wake);
         result
     }
 
     /// Reads at most `bytes_max` bytes, without blocking.
     #[must_use]
     pub fn try_read(&self, bytes_max: usize) -> TryRead {
+        let mut wake = Wake::default();
         let read = {
             let mut ring = lock(&self.0.ring);
             if ring.bytes.is_empty() {
@@ -112,18 +122,17 @@ impl Pipe {
             }
             let mut bytes = vec![0; bytes_max.min(ring.bytes.len())];
             let offset = ring.consumed;
-            ring.pop(&mut bytes);
+            self.0.pop(&mut ring, &mut bytes, &mut wake);
             TryRead::Bytes { offset, bytes }
         };
-        self.0.writable();
+        self.0.wake(wake);
         read
     }
 
     /// The writer is done: the reader sees what is left, then the end. Idempotent.
     pub fn end(&self) {
         lock(&self.0.ring).ended = true;
-        self.0.readable();
-        self.0.writable();
+        self.0.wake(Wake::ALL);
     }
 
     /// The reader is gone: what is left is dropped and writers see a closed stream. Idempotent.
@@ -133,8 +142,7 @@ impl Pipe {
             ring.closed = true;
             ring.bytes = VecDeque::new();
         }
-        self.0.writable();
-        self.0.readable();
+        self.0.wake(Wake::ALL);
     }
 
     /// Bytes written since the start.
@@ -180,13 +188,40 @@ impl Pipe {
             if let Some(value) = attempt(&mut ring) {
                 return Ok(value);
             }
-            ring = wait.block_on(&self.0.changed, ring)?;
+            ring.waiting += 1;
+            let waited = wait.block_on(&self.0.changed, ring);
+            ring = match waited {
+                Ok(ring) => ring,
+                Err(stop) => {
+                    // The lock went with the error.
+                    lock(&self.0.ring).waiting -= 1;
+                    return Err(stop);
+                }
+            };
+            ring.waiting -= 1;
         }
     }
 }
 
+/// Who is to be told, once the lock is free.
+#[derive(Default)]
+struct Wake {
+    /// Threads that wait in a blocking call.
+    threads: bool,
+    reader: bool,
+    writer: bool,
+}
+
+impl Wake {
+    const ALL: Self = Self {
+        threads: true,
+        reader: true,
+        writer: true,
+    };
+}
+
 impl Shared {
-    fn push(&self, ring: &mut Ring, bytes: &[u8]) -> TryWrite {
+    fn push(&self, ring: &mut Ring, bytes: &[u8], wake: &mut Wake) -> TryWrite {
         if ring.closed || ring.ended {
             return TryWrite::Closed;
         }
@@ -194,36 +229,48 @@ impl Shared {
         if n == 0 && !bytes.is_empty() {
             return TryWrite::Full;
         }
+        let (before, half) = (ring.bytes.len(), self.capacity.div_ceil(2));
+        if n > 0 && before == 0 {
+            wake.reader = true;
+            // Only an empty pipe makes readers wait.
+            wake.threads = ring.waiting > 0;
+        }
+        wake.reader |= before < half && before + n >= half;
         ring.bytes.extend(&bytes[..n]);
         ring.written += n as u64;
+        ring.full |= ring.bytes.len() == self.capacity;
         TryWrite::Wrote(n)
     }
 
-    fn readable(&self) {
-        self.changed.notify_all();
-        if let Some(notify) = self.on_readable.get() {
-            notify();
-        }
-    }
-
-    fn writable(&self) {
-        self.changed.notify_all();
-        if let Some(notify) = self.on_writable.get() {
-            notify();
-        }
-    }
-}
-
-impl Ring {
     /// Moves the first `buf.len()` bytes out; there are at least as many.
-    fn pop(&mut self, buf: &mut [u8]) {
-        let (front, back) = self.bytes.as_slices();
+    fn pop(&self, ring: &mut Ring, buf: &mut [u8], wake: &mut Wake) {
+        let (front, back) = ring.bytes.as_slices();
         let n = front.len().min(buf.len());
         buf[..n].copy_from_slice(&front[..n]);
         let rest = buf.len() - n;
         buf[n..].copy_from_slice(&back[..rest]);
-        self.bytes.drain(..buf.len());
-        self.consumed += buf.len() as u64;
+        ring.bytes.drain(..buf.len());
+        ring.consumed += buf.len() as u64;
+        if ring.full && ring.bytes.len() <= self.capacity / 2 {
+            ring.full = false;
+            wake.writer = true;
+            wake.threads = ring.waiting > 0;
+        }
+    }
+
+    fn wake(&self, wake: Wake) {
+        if wake.threads {
+            self.changed.notify_all();
+        }
+        let told = [
+            (wake.reader, &self.on_readable),
+            (wake.writer, &self.on_writable),
+        ];
+        for (due, notify) in told {
+            if due && let Some(notify) = notify.get() {
+                notify();
+            }
+        }
     }
 }
 
@@ -232,14 +279,13 @@ impl Stdin for Pipe {
         if buf.is_empty() {
             return Ok(0);
         }
+        let mut wake = Wake::default();
         let n = self.blocking(wait, |ring| {
             let n = ring.bytes.len().min(buf.len());
-            ring.pop(&mut buf[..n]);
+            self.0.pop(ring, &mut buf[..n], &mut wake);
             (n > 0 || ring.ended || ring.closed).then_some(n)
         })?;
-        if n > 0 {
-            self.0.writable();
-        }
+        self.0.wake(wake);
         Ok(n)
     }
 
@@ -254,15 +300,14 @@ impl Stdin for Pipe {
 
 impl Output for Pipe {
     fn write(&self, bytes: &[u8], wait: &Wait) -> Result<usize, WriteError> {
-        let wrote = self.blocking(wait, |ring| match self.0.push(ring, bytes) {
+        let mut wake = Wake::default();
+        let wrote = self.blocking(wait, |ring| match self.0.push(ring, bytes, &mut wake) {
             TryWrite::Full => None,
             other => Some(other),
         })?;
+        self.0.wake(wake);
         match wrote {
-            TryWrite::Wrote(n) => {
-                self.0.readable();
-                Ok(n)
-            }
+            TryWrite::Wrote(n) => Ok(n),
             TryWrite::Full | TryWrite::Closed => Err(WriteError::Closed),
         }
     }

@@ -104,6 +104,59 @@ fn notifications_come_for_bytes_room_and_end() {
     assert_eq!(pipe.try_read(9), TryRead::End);
 }
 
+#[test]
+fn small_pieces_do_not_wake_each_time() {
+    let pipe = Pipe::new(8);
+    let (readable, writable) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (on_readable, on_writable) = (readable.clone(), writable.clone());
+    pipe.on_readable(move || {
+        on_readable.fetch_add(1, Ordering::SeqCst);
+    });
+    pipe.on_writable(move || {
+        on_writable.fetch_add(1, Ordering::SeqCst);
+    });
+    for _ in 0..8 {
+        assert_eq!(pipe.try_write(b"x"), TryWrite::Wrote(1));
+    }
+    assert_eq!(pipe.try_write(b"x"), TryWrite::Full);
+    // The first byte, and half of what it holds.
+    assert_eq!(readable.load(Ordering::SeqCst), 2);
+    for read in 1..=8 {
+        assert_eq!(pipe.read(&mut [0; 1], &wait()), Ok(1));
+        // Half of it is free.
+        assert_eq!(writable.load(Ordering::SeqCst), usize::from(read >= 4));
+    }
+    assert_eq!(pipe.try_write(b"x"), TryWrite::Wrote(1));
+    assert_eq!(readable.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn small_pieces_of_blocking_sides_all_arrive() {
+    const BYTES: usize = 200_000;
+    let pipe = Pipe::new(64);
+    let writer = thread::spawn({
+        let pipe = pipe.clone();
+        move || {
+            for n in 0..BYTES {
+                assert_eq!(pipe.write(&[n as u8], &wait()), Ok(1));
+            }
+            pipe.end();
+        }
+    });
+    let (mut got, mut buf) = (0, [0; 3]);
+    loop {
+        match pipe.read(&mut buf, &wait()).unwrap() {
+            0 => break,
+            n => {
+                assert!((0..n).all(|at| buf[at] == (got + at) as u8));
+                got += n;
+            }
+        }
+    }
+    writer.join().unwrap();
+    assert_eq!(got, BYTES);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -1,6 +1,5 @@
 //! Throughput of an attached task: `hop3 task run upper.wasm < FILE > FILE` against `tr a-z A-Z`
-//! on the same file. Bytes go CLI → coordinator → agent → guest and back, with flow control. Lines
-//! are long (4 KiB), because `upper` writes after each line.
+//! on the same file. Bytes go CLI → coordinator → agent → guest and back, with flow control.
 
 use std::{
     fs::File,
