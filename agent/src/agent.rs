@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     exec::{self, Exec},
     identity::{self, Clock, DataDir, Member},
+    services::{kept::Kept, outgoing::Outgoing},
     session::{self, Session},
     supervisor::{Executor, Supervisor},
     telemetry::{self, Own, Sampler, Telemetry},
@@ -80,12 +81,22 @@ pub async fn run_until(
     let clock = Clock::load(data.store.clone()).await?;
     let store = open_blobs(&config.data_dir, &data)?;
     let (link, seen_link) = watch::channel(None);
-    let blobs = Blobs::new(store, seen_link, config.blob_cache.0);
+    let blobs = Blobs::new(store, seen_link.clone(), config.blob_cache.0);
+    let kept = Kept::load(data.store.clone(), blobs.clone()).await?;
+    let (outgoing, outgoing_task) = Outgoing::new(seen_link);
     let memory_bytes = telemetry::memory_bytes();
     let keep_alive = Duration::from_millis(config.keep_alive.0);
-    let exec = Exec::new(&config, &data.master, blobs.clone(), memory_bytes)?;
+    let exec = Exec::new(
+        &config,
+        &data.master,
+        blobs.clone(),
+        kept,
+        outgoing,
+        memory_bytes,
+    )?;
     let (supervisor, handle) = Supervisor::open(data.store.clone()).await?;
     exec.connect(handle.clone());
+    exec.services().sweep(&supervisor.held()).await?;
     tracing::info!(node = %member.node, version = VERSION, "agent started");
 
     let mut running = tokio::spawn(supervisor.run(Arc::new(exec.clone()) as Arc<dyn Executor>));
@@ -104,7 +115,12 @@ pub async fn run_until(
                 .clone()
                 .sample(Sampler::new(&config.data_dir), own),
         ),
-        tokio::spawn(blobs.keep_quota(handle.clone())),
+        tokio::spawn(blobs.keep_quota(handle.clone(), {
+            let services = exec.services().clone();
+            move || services.references()
+        })),
+        tokio::spawn(exec.services().clone().tick()),
+        tokio::spawn(outgoing_task.run()),
         tokio::spawn(exec.clone().tend()),
         tokio::spawn(watch_facts(config, exec.engine_hash(), facts)),
     ];

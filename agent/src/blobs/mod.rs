@@ -10,7 +10,7 @@ mod transfer;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -50,6 +50,9 @@ struct Inner {
     fetching: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     usage: Mutex<Usage>,
     uses: AtomicU64,
+    /// Held to read while a blob is made and pinned, to write while one is removed: what was
+    /// found to be here already does not vanish before its pin counts.
+    removing: RwLock<()>,
 }
 
 /// What must stay, and what was used when.
@@ -106,6 +109,7 @@ impl Blobs {
             fetching: Mutex::default(),
             usage: Mutex::default(),
             uses: AtomicU64::new(0),
+            removing: RwLock::default(),
         }))
     }
 
@@ -132,6 +136,45 @@ impl Blobs {
             blobs: self.clone(),
             digest,
         }
+    }
+
+    /// Stores bytes: durable, and kept from collection by the pin. Blocks.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn keep(&self, bytes: &[u8]) -> chunks::Result<(Output, Pin)> {
+        let _made = self
+            .0
+            .removing
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let digest = self.0.store.put(bytes)?;
+        let output = Output {
+            digest,
+            bytes: bytes.len() as u64,
+        };
+        Ok((output, self.pin(digest)))
+    }
+
+    /// Removes a blob that nothing pins and `referenced` does not want. Blocks.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn discard(
+        &self,
+        digest: &Digest,
+        referenced: impl Fn(&Digest) -> bool,
+    ) -> chunks::Result<()> {
+        let _removed = self
+            .0
+            .removing
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let pinned = self.usage().pinned.contains_key(digest);
+        if !pinned && !referenced(digest) && self.0.store.remove(digest)? {
+            self.usage().last_use.remove(digest);
+        }
+        Ok(())
     }
 
     /// Makes sure that the blob is here: at once if it is, else over the session, waiting for one
@@ -249,6 +292,11 @@ impl Blobs {
             if total <= self.0.bytes_max {
                 break;
             }
+            let _removed = self
+                .0
+                .removing
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             let pinned = self.usage().pinned.contains_key(&digest);
             if !pinned && self.0.store.remove(&digest)? {
                 total -= size;
@@ -259,15 +307,22 @@ impl Blobs {
         Ok(())
     }
 
-    /// Collects every now and then, until the supervisor ends.
-    pub async fn keep_quota(self, supervisor: supervisor::Handle) {
+    /// Collects every now and then, until the supervisor ends. `more`: what else is referred to.
+    pub async fn keep_quota(
+        self,
+        supervisor: supervisor::Handle,
+        more: impl Fn() -> BTreeSet<Digest>,
+    ) {
         const EVERY: Duration = Duration::from_secs(300);
         let mut tick = tokio::time::interval(EVERY);
         loop {
             tick.tick().await;
-            let Ok(referenced) = supervisor.references().await else {
-                return;
-            };
+            // Checkpoints first: a new one is pinned until it is among them.
+            let mut referenced = more();
+            match supervisor.references().await {
+                Ok(others) => referenced.extend(others),
+                Err(_) => return,
+            }
             let blobs = self.clone();
             let collected = tokio::task::spawn_blocking(move || blobs.collect(&referenced)).await;
             if let Ok(Err(error)) = collected {
