@@ -117,7 +117,7 @@ pub async fn run_until(
         ),
         tokio::spawn(blobs.keep_quota(handle.clone(), {
             let services = exec.services().clone();
-            move || services.references()
+            move |digest: &_| services.references().contains(digest)
         })),
         tokio::spawn(exec.services().clone().tick()),
         tokio::spawn(outgoing_task.run()),

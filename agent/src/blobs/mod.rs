@@ -269,11 +269,16 @@ impl Blobs {
         }
     }
 
-    /// Removes unreferenced blobs, least recently used first, until the quota is kept. Blocks.
+    /// Removes unreferenced blobs, least recently used first, until the quota is kept. `wanted` is
+    /// asked right before a removal: what became pinned since is found by one or the other. Blocks.
     ///
     /// # Errors
     /// The disk's.
-    pub fn collect(&self, referenced: &BTreeSet<Digest>) -> chunks::Result<()> {
+    pub fn collect(
+        &self,
+        referenced: &BTreeSet<Digest>,
+        wanted: impl Fn(&Digest) -> bool,
+    ) -> chunks::Result<()> {
         // Rests of transfers that nobody goes on with; a day is longer than any pause we resume.
         const RESTS_AGE: Duration = Duration::from_secs(24 * 3600);
         self.0.store.gc(|_| true, RESTS_AGE)?;
@@ -298,7 +303,7 @@ impl Blobs {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
             let pinned = self.usage().pinned.contains_key(&digest);
-            if !pinned && self.0.store.remove(&digest)? {
+            if !pinned && !wanted(&digest) && self.0.store.remove(&digest)? {
                 total -= size;
                 self.usage().last_use.remove(&digest);
                 tracing::debug!(?digest, size, "blob removed to keep the quota");
@@ -307,24 +312,23 @@ impl Blobs {
         Ok(())
     }
 
-    /// Collects every now and then, until the supervisor ends. `more`: what else is referred to.
+    /// Collects every now and then, until the supervisor ends. `wanted`
+    /// says what else is referred to at the moment.
     pub async fn keep_quota(
         self,
         supervisor: supervisor::Handle,
-        more: impl Fn() -> BTreeSet<Digest>,
+        wanted: impl Fn(&Digest) -> bool + Clone + Send + 'static,
     ) {
         const EVERY: Duration = Duration::from_secs(300);
         let mut tick = tokio::time::interval(EVERY);
         loop {
             tick.tick().await;
-            // Checkpoints first: a new one is pinned until it is among them.
-            let mut referenced = more();
-            match supervisor.references().await {
-                Ok(others) => referenced.extend(others),
-                Err(_) => return,
-            }
-            let blobs = self.clone();
-            let collected = tokio::task::spawn_blocking(move || blobs.collect(&referenced)).await;
+            let Ok(referenced) = supervisor.references().await else {
+                return;
+            };
+            let (blobs, wanted) = (self.clone(), wanted.clone());
+            let collect = move || blobs.collect(&referenced, wanted);
+            let collected = tokio::task::spawn_blocking(collect).await;
             if let Ok(Err(error)) = collected {
                 tracing::warn!(%error, "blobs could not be collected");
             }
@@ -363,7 +367,9 @@ mod tests {
         let _pin = blobs.pin(pinned);
         drop(blobs.pin(old));
         drop(blobs.pin(recent));
-        blobs.collect(&BTreeSet::from([referenced])).unwrap();
+        blobs
+            .collect(&BTreeSet::from([referenced]), |_| false)
+            .unwrap();
         assert!(store.contains(&referenced) && store.contains(&pinned));
         assert!(
             !store.contains(&old) && !store.contains(&recent),
@@ -374,7 +380,7 @@ mod tests {
         let older = put(6);
         drop(blobs.pin(recent));
         blobs
-            .collect(&BTreeSet::from([referenced, pinned]))
+            .collect(&BTreeSet::from([referenced]), |digest| *digest == pinned)
             .unwrap();
         assert!(store.contains(&recent) && !store.contains(&older));
     }

@@ -33,7 +33,7 @@ use hop3_common::{
 };
 use hop3_runtime::{
     onnx::{HostOptions, ModelHosts},
-    service::ServiceEngine,
+    service::{ServiceEngine, ServiceOptions},
     wasm::{
         AddressSpace, CancelToken, CompiledCache, Engine, EngineOptions, GuestThreads,
         LoadedModule, ThreadOptions,
@@ -141,7 +141,10 @@ impl Exec {
     ) -> Result<Self, StartError> {
         let system = |action| move |source| StartError::System { action, source };
         let (engine, service_engine) = engines(config, master, memory_bytes)?;
-        let threads_max = config.tasks_max as usize + COMPILES_MAX + THREADS_ENDING;
+        let threads_max = config.tasks_max as usize
+            + COMPILES_MAX
+            + crate::services::COMPILES_MAX
+            + THREADS_ENDING;
         let threads = GuestThreads::new(ThreadOptions {
             queue_max: INVOCATIONS_WAITING_MAX,
             tasks_max: threads_max,
@@ -549,12 +552,12 @@ fn engines(
 ) -> Result<(Engine, ServiceEngine), StartError> {
     let cache = |dir: &str| {
         let key = *master.subkey(Purpose::CodeCache);
-        CompiledCache::open(config.data_dir.join(dir), key, config.code_cache.0).map_err(
-            |source| StartError::System {
+        CompiledCache::open(config.data_dir.join(dir), key, config.code_cache.0).map_err(|source| {
+            StartError::System {
                 action: "open the cache of compiled modules",
                 source,
-            },
-        )
+            }
+        })
     };
     let mut options = EngineOptions::for_machine(memory_bytes);
     if let Some(max) = config.guest_memory_max {
@@ -563,19 +566,24 @@ fn engines(
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     // Tasks, and one invocation per worker.
     options.instances_max = options.instances_max.max(config.tasks_max + cores);
-    let both = |options: &EngineOptions| -> Result<_, StartError> {
-        let engine = Engine::new(options.clone(), Some(cache("code")?))?;
-        let services = ServiceEngine::new(options.clone(), Some(cache("code-services")?))?;
+    let mut services = ServiceOptions::for_machine(memory_bytes);
+    if config.guest_memory_max.is_some() {
+        let most = services.engine.memory_bytes_max;
+        services.engine.memory_bytes_max = options.memory_bytes_max.min(most);
+    }
+    let both = |tasks: &EngineOptions, services: &ServiceOptions| -> Result<_, StartError> {
+        let engine = Engine::new(tasks.clone(), Some(cache("code")?))?;
+        let services = ServiceEngine::new(services.clone(), Some(cache("code-services")?))?;
         Ok((engine, services))
     };
-    match both(&options) {
+    match both(&options, &services) {
         Err(StartError::Engine(error)) => {
-            tracing::warn!(%error, "the Wasm engine goes on with less address space");
-            both(&EngineOptions {
-                address_space: AddressSpace::Compact,
-                memory_bytes_max: options.memory_bytes_max.min(256 << 20),
-                ..options
-            })
+            tracing::warn!(%error, "the Wasm engines go on with less address space");
+            for options in [&mut options, &mut services.engine] {
+                options.address_space = AddressSpace::Compact;
+                options.memory_bytes_max = options.memory_bytes_max.min(256 << 20);
+            }
+            both(&options, &services)
         }
         made => made,
     }

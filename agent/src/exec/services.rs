@@ -1,30 +1,35 @@
 //! Service instances as the executor has them; what they are is [`crate::services`].
 
-use std::{pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use hop3_common::{
     id::InstanceId,
     ownership::Token,
-    wire::{Assignment, Work, attach::Channel},
+    store::BoxFuture,
+    wire::{Assignment, Output, Work, attach::Channel},
 };
 use quinn::SendStream;
 
 use super::{Exec, Run};
 use crate::{
-    services::{keeper::Hears, ring::Ring},
+    services::{keeper::Owner, ring::Ring},
     supervisor::core::Progress,
 };
 
-/// Tells the supervisor about one run.
+/// One run, as its instance sees the rest of the agent.
 struct Reporter {
     exec: Exec,
     instance: InstanceId,
     token: Token,
 }
 
-impl Hears for Reporter {
-    fn hear(&self, progress: Progress) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+impl Owner for Reporter {
+    fn hear(&self, progress: Progress) -> BoxFuture<'_, ()> {
         Box::pin(self.exec.progress(&self.instance, self.token, progress))
+    }
+
+    fn deliver(&self, part: Output) -> BoxFuture<'_, bool> {
+        Box::pin(self.exec.0.blobs.deliver(part))
     }
 }
 

@@ -178,6 +178,18 @@ impl Actor {
         lock(&self.unsettled).image.is_some()
     }
 
+    /// Requests and messages that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.inbox().waiting()
+    }
+
+    /// Whether its changes cannot be stored at the moment.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.inbox().is_blocked()
+    }
+
     /// Whether it serves now.
     #[must_use]
     pub fn serves(&self) -> bool {

@@ -63,7 +63,11 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if self.actor.links.detach(self.cursor.ticket(), Instant::now()) {
+        if self
+            .actor
+            .links
+            .detach(self.cursor.ticket(), Instant::now())
+        {
             // So that its absence is noticed.
             self.actor.schedule();
         }

@@ -106,6 +106,12 @@ impl Inbox {
         self.phase
     }
 
+    /// Whether changes cannot be stored at the moment.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
+    }
+
     /// Requests and messages that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {

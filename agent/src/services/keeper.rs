@@ -9,7 +9,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use hop3_common::{
     codes::{Code, Problem},
-    wire::{Checkpoint, Event},
+    store::BoxFuture,
+    wire::{Checkpoint, Output},
 };
 use hop3_runtime::service::Image;
 use tokio::{sync::mpsc, time::Instant};
@@ -47,13 +48,16 @@ pub enum Ended {
     Lost,
 }
 
-/// Hears how things go; the supervisor.
-pub trait Hears: Send + Sync {
+/// Whom an instance belongs to: the supervisor, and the coordinator behind it.
+pub trait Owner: Send + Sync {
     /// Something is to be reported.
-    fn hear(&self, progress: Progress) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn hear(&self, progress: Progress) -> BoxFuture<'_, ()>;
+    /// Brings a part of a checkpoint to the coordinator, however long it takes; `false`: it
+    /// refuses it for good.
+    fn deliver(&self, part: Output) -> BoxFuture<'_, bool>;
 }
 
-type Job = Pin<Box<dyn Future<Output = Result<Prepared, Problem>> + Send>>;
+type Job = BoxFuture<'static, Result<Prepared, Problem>>;
 
 /// See the module.
 pub struct Keeper<H> {
@@ -62,7 +66,7 @@ pub struct Keeper<H> {
     storage: Option<Storage>,
     blobs: Blobs,
     every: Option<Duration>,
-    hears: Arc<H>,
+    owner: Arc<H>,
     /// A checkpoint in the making.
     job: Option<Job>,
     /// What it, or the last one that failed, is of; where nothing else keeps it.
@@ -89,15 +93,10 @@ async fn done(job: &mut Option<Job>) -> Result<Prepared, Problem> {
     }
 }
 
-impl<H: Hears + 'static> Keeper<H> {
+impl<H: Owner + 'static> Keeper<H> {
     /// Keeps `actor`, which serves already.
     #[must_use]
-    pub fn new(
-        actor: Arc<Actor>,
-        storage: Option<Storage>,
-        blobs: Blobs,
-        hears: Arc<H>,
-    ) -> Self {
+    pub fn new(actor: Arc<Actor>, storage: Option<Storage>, blobs: Blobs, owner: Arc<H>) -> Self {
         let every_ms = actor.work().checkpoint_every.0;
         let every = (every_ms > 0).then(|| Duration::from_millis(every_ms));
         Self {
@@ -106,7 +105,7 @@ impl<H: Hears + 'static> Keeper<H> {
             storage,
             blobs,
             every,
-            hears,
+            owner,
             job: None,
             job_image: None,
             job_sent: false,
@@ -145,7 +144,7 @@ impl<H: Hears + 'static> Keeper<H> {
                 }
                 Some(order) = orders.recv() => match order {
                     Order::Checkpoint => self.wanted = true,
-                    Order::Seal => match self.seal(&mut stop).await {
+                    Order::Seal => match self.seal(stop.as_mut()).await {
                         Ok(Some(made)) => {
                             drop(self.actor.end().await);
                             return Ended::Sealed(made);
@@ -231,7 +230,9 @@ impl<H: Hears + 'static> Keeper<H> {
 
     async fn prepared(&mut self, prepared: Result<Prepared, Problem>) {
         let sent = std::mem::take(&mut self.job_sent);
-        let Some(storage) = &mut self.storage else { return };
+        let Some(storage) = &mut self.storage else {
+            return;
+        };
         let adopted = match prepared {
             Ok(prepared) => storage.adopt(prepared).await,
             Err(problem) => Err(problem),
@@ -254,11 +255,15 @@ impl<H: Hears + 'static> Keeper<H> {
 
     /// Brings a checkpoint to the coordinator, in the background.
     fn send(&self, made: Checkpoint) {
-        let (blobs, hears) = (self.blobs.clone(), self.hears.clone());
-        let pins: Vec<_> = made.parts.iter().map(|part| blobs.pin(part.digest)).collect();
+        let (blobs, owner) = (self.blobs.clone(), self.owner.clone());
+        let pins: Vec<_> = made
+            .parts
+            .iter()
+            .map(|part| blobs.pin(part.digest))
+            .collect();
         tokio::spawn(async move {
-            if deliver(&blobs, &made).await.is_ok() {
-                hears.hear(Progress::Checkpointed(made)).await;
+            if deliver(&*owner, &made).await.is_ok() {
+                owner.hear(Progress::Checkpointed(made)).await;
             }
             drop(pins);
         });
@@ -280,7 +285,7 @@ impl<H: Hears + 'static> Keeper<H> {
         }
         let made = self.last_checkpoint().await?;
         tokio::select! {
-            delivered = deliver(&self.blobs, &made) => delivered.map(|()| Some(made)),
+            delivered = deliver(&*self.owner, &made) => delivered.map(|()| Some(made)),
             () = &mut stop => Ok(None),
             () = tokio::time::sleep_until(until) => {
                 Err(late("its checkpoint did not reach the coordinator"))
@@ -308,7 +313,7 @@ impl<H: Hears + 'static> Keeper<H> {
 
     async fn not_sealed(&mut self, problem: Problem) {
         self.job = None;
-        self.hears.hear(Progress::NotSealed(problem)).await;
+        self.owner.hear(Progress::NotSealed(problem)).await;
         self.actor.resume();
     }
 
@@ -364,9 +369,9 @@ fn late(what: &str) -> Problem {
 }
 
 /// Brings all parts of a checkpoint to the coordinator.
-async fn deliver(blobs: &Blobs, made: &Checkpoint) -> Result<(), Problem> {
+async fn deliver(owner: &impl Owner, made: &Checkpoint) -> Result<(), Problem> {
     for part in &made.parts {
-        if !blobs.deliver(*part).await {
+        if !owner.deliver(*part).await {
             let message = "the coordinator does not take a part of the checkpoint";
             return Err(Problem::new(Code::Storage, message));
         }

@@ -85,7 +85,10 @@ impl Kept {
     /// Logs in use.
     #[must_use]
     pub fn logs(&self) -> Vec<LogId> {
-        self.all().values().filter_map(|record| record.log).collect()
+        self.all()
+            .values()
+            .filter_map(|record| record.log)
+            .collect()
     }
 
     /// Blobs of all kept checkpoints.

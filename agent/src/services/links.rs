@@ -149,7 +149,10 @@ impl Links {
     pub fn take_absent(&self, now: Instant) -> Vec<u64> {
         let mut absent = Vec::new();
         for (stream, line) in &mut self.table().lines {
-            if line.absent_since.is_some_and(|since| now >= since + ABSENCE_MAX) {
+            if line
+                .absent_since
+                .is_some_and(|since| now >= since + ABSENCE_MAX)
+            {
                 line.absent_since = None;
                 absent.push(*stream);
             }

@@ -210,7 +210,8 @@ impl Log {
         // The head was durable before anything referred to the log.
         let first = log.read(log.end, size)?;
         let first = first.filter(|(number, ..)| *number == 0);
-        let head = first.and_then(|(_, plain, end)| Some((postcard::from_bytes(&plain).ok()?, end)));
+        let head =
+            first.and_then(|(_, plain, end)| Some((postcard::from_bytes(&plain).ok()?, end)));
         let Some((head, end)) = head else {
             return Err(log.damaged("its first frame does not verify").into());
         };
@@ -278,7 +279,9 @@ impl Log {
     /// none that verifies.
     fn read(&self, offset: u64, size: u64) -> Result<Option<(u64, Vec<u8>, u64)>, Error> {
         let fail = |e| Error::io("read", &self.path, e);
-        let Some(body_at) = offset.checked_add(FRAME_HEAD_BYTES as u64).filter(|at| *at <= size)
+        let Some(body_at) = offset
+            .checked_add(FRAME_HEAD_BYTES as u64)
+            .filter(|at| *at <= size)
         else {
             return Ok(None);
         };

@@ -60,7 +60,10 @@ fn deltas_come_back_in_order_and_more_can_follow() {
     let (_, deltas, _) = recover(&path).unwrap();
     assert_eq!(deltas, [&b"one"[..], b"two", b"three", b"four"]);
     let raw = fs::read(&path).unwrap();
-    assert!(!raw.windows(5).any(|w| w == b"three"), "nothing in the clear");
+    assert!(
+        !raw.windows(5).any(|w| w == b"three"),
+        "nothing in the clear"
+    );
 }
 
 #[test]

@@ -22,14 +22,17 @@ pub mod inbox;
 pub mod keeper;
 pub mod kept;
 pub mod links;
+pub mod local;
 pub mod log;
 pub mod outgoing;
+mod recover;
 pub mod release;
 pub mod ring;
 mod route;
 mod start;
 pub mod storage;
 mod turn;
+mod verdict;
 pub mod wheel;
 
 use std::{
@@ -40,7 +43,7 @@ use std::{
 
 use hop3_common::{
     codes::Problem,
-    id::{Digest, InstanceId},
+    id::{Digest, InstanceId, ServiceName},
     ownership::{Epoch, Token},
     store::{Cipher, disk::Disk},
     wire::Output,
@@ -55,7 +58,7 @@ use self::{
 use crate::{blobs::Blobs, config::Volume};
 
 /// Modules of services compiled at once.
-const COMPILES_MAX: usize = 1;
+pub(crate) const COMPILES_MAX: usize = 1;
 /// Blobs fetched at once because an instance may come.
 const PREFETCH_MAX: usize = 2;
 /// Blobs that may wait to be fetched; more are not fetched ahead.
@@ -219,6 +222,17 @@ impl Services {
         live.values().map(|live| live.actor.clone()).collect()
     }
 
+    /// The instances in hand of one service.
+    #[must_use]
+    pub fn of(&self, service: &ServiceName) -> Vec<Arc<Actor>> {
+        let first = InstanceId::service(service, 0);
+        let live = lock(&self.0.live);
+        // They are next to each other: their names begin alike.
+        let mine = live.range(first..).map(|(_, live)| &live.actor);
+        let mine = mine.take_while(|actor| actor.work().name == *service);
+        mine.cloned().collect()
+    }
+
     /// What an instance logged, if it ran since the agent started.
     #[must_use]
     pub fn ring(&self, instance: &InstanceId) -> Option<Arc<Ring>> {
@@ -286,7 +300,9 @@ impl Services {
 pub fn make_dir(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(hop3_common::store::disk::DIR_MODE);
+    builder
+        .recursive(true)
+        .mode(hop3_common::store::disk::DIR_MODE);
     builder.create(dir)
 }
 

@@ -166,7 +166,10 @@ fn away() -> Problem {
 fn drop_message(dropped: &AtomicU64) {
     let before = dropped.fetch_add(1, Ordering::Relaxed);
     if before.is_power_of_two() || before == 0 {
-        tracing::warn!(dropped = before + 1, "messages for other nodes were dropped");
+        tracing::warn!(
+            dropped = before + 1,
+            "messages for other nodes were dropped"
+        );
     }
 }
 

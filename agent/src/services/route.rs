@@ -24,7 +24,7 @@ use super::{
 };
 
 /// Whether nothing began, so that another way may be tried.
-fn surely_not_begun(problem: &Problem) -> bool {
+pub(crate) fn surely_not_begun(problem: &Problem) -> bool {
     matches!(
         problem.code,
         Code::NotHere | Code::ServiceNotReady | Code::Busy | Code::Storage
@@ -33,12 +33,12 @@ fn surely_not_begun(problem: &Problem) -> bool {
 
 /// The key of a request, if it has one.
 #[must_use]
-pub fn key_of(key: &KeyFrom, request: &ServiceRequest) -> Option<Vec<u8>> {
+pub(crate) fn key_of(key: &KeyFrom, request: &ServiceRequest) -> Option<Vec<u8>> {
     match key {
         KeyFrom::Path(n) => {
             let path = request.path.split(['?', '#']).next().unwrap_or_default();
-            let mut parts = path.split('/').filter(|part| !part.is_empty());
-            let part = parts.nth(usize::from(*n).saturating_sub(1))?;
+            // The path begins with a slash.
+            let part = path.split('/').nth(usize::from(*n))?;
             Some(part.as_bytes().to_vec())
         }
         KeyFrom::Header(name) => {
@@ -52,9 +52,8 @@ impl Services {
     /// An instance of this node that could take a request to `service`.
     #[must_use]
     pub fn pick(&self, service: &ServiceName, request: &ServiceRequest) -> Option<Arc<Actor>> {
-        let actors = self.actors();
-        let mine = actors.into_iter();
-        let mine = mine.filter(|actor| actor.work().name == *service && actor.serves());
+        let mine = self.of(service).into_iter();
+        let mine = mine.filter(|actor| actor.serves());
         mine.filter(|actor| match actor.work().state {
             State::None | State::Single => true,
             State::Keyed => key_of(&actor.work().key, request)

@@ -1,7 +1,7 @@
 //! One run of an instance, from its assignment to its end: module, state, guest, service.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -23,9 +23,10 @@ use super::{
     Live, Services,
     actor::{Actor, Parts},
     desk::Desk,
-    keeper::{Ended, Hears, Keeper, ORDERS_MAX, Order},
+    keeper::{Ended, Keeper, ORDERS_MAX, Order, Owner},
     lock,
-    storage::{Policy, Recovered, Storage, recover},
+    recover::{Recovered, recover},
+    storage::{Policy, Storage},
     turn::Cell,
 };
 use crate::{exec::convert, supervisor::core::Progress};
@@ -55,15 +56,15 @@ fn internal(message: &str) -> Problem {
 impl Services {
     /// Runs an instance until `stop`, or until it is sealed or cannot go on; the event says how
     /// it ended.
-    pub async fn run<H: Hears + 'static>(
+    pub async fn run<H: Owner + 'static>(
         &self,
         instance: &InstanceId,
         token: Token,
         work: &ServiceWork,
-        hears: Arc<H>,
+        owner: Arc<H>,
         stop: &CancellationToken,
     ) -> Event {
-        hears.hear(Progress::Preparing).await;
+        owner.hear(Progress::Preparing).await;
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
         let actor = self.enter(instance, token, work, orders);
         let begun = tokio::select! {
@@ -75,16 +76,16 @@ impl Services {
         };
         let event = match begun {
             Ok((storage, facts)) => {
-                hears.hear(Progress::Ready(facts)).await;
+                owner.hear(Progress::Ready(facts)).await;
                 self.changed();
                 let blobs = self.0.blobs.clone();
-                let keeper = Keeper::new(actor.clone(), storage, blobs, hears);
+                let keeper = Keeper::new(actor.clone(), storage, blobs, owner);
                 match keeper.run(wanted, stop.cancelled()).await {
                     Ended::Stopped => Event::Stopped,
                     Ended::Sealed(made) => Event::Sealed(made),
-                    Ended::Lost => Event::Failed(internal(
-                        "the runtime lost the guest: see the agent's log",
-                    )),
+                    Ended::Lost => {
+                        Event::Failed(internal("the runtime lost the guest: see the agent's log"))
+                    }
                 }
             }
             Err(problem) => Event::Failed(problem),
@@ -101,7 +102,10 @@ impl Services {
         work: &ServiceWork,
         orders: mpsc::Sender<Order>,
     ) -> Arc<Actor> {
-        let ring = lock(&self.0.rings).entry(instance.clone()).or_default().clone();
+        let ring = lock(&self.0.rings)
+            .entry(instance.clone())
+            .or_default()
+            .clone();
         let actor = Actor::new(Parts {
             instance: instance.clone(),
             token,
@@ -241,7 +245,10 @@ impl Services {
             let made = made.map_err(|_| internal("starting the guest panicked"))?;
             return made.map_err(|error| {
                 let instance = actor.instance();
-                Problem::new(Code::HandlerFailed, format!("{instance} cannot start: {error}"))
+                Problem::new(
+                    Code::HandlerFailed,
+                    format!("{instance} cannot start: {error}"),
+                )
             });
         }
     }
@@ -274,20 +281,41 @@ impl Services {
             });
         }
         let (engine, store) = (self.0.engine.clone(), self.0.blobs.store().clone());
-        let compiled = tokio::task::spawn_blocking(move || {
+        let compile = move || {
             let wasm = store.read(&digest, MODULE_BYTES_MAX);
             let wasm = wasm.map_err(|e| Problem::new(Code::Storage, e.to_string()))?;
             let loaded = engine.load(&wasm, &digest.0);
             loaded.map_err(|e| convert::module_problem(&e))
-        });
-        let module = compiled
-            .await
-            .map_err(|_| internal("compiling the module panicked"))??;
+        };
+        let compiled = self.on_thread("hop3-compile", compile).await;
+        let module = compiled.ok_or_else(|| internal("compiling the module panicked"))??;
         Ok(Module {
             module,
             fetch_us,
             load_us: micros(began),
         })
+    }
+
+    /// Runs a long job on a guest thread of its own; `None` if it panicked.
+    async fn on_thread<T: Send + 'static>(
+        &self,
+        name: &str,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let slot = Arc::new(Mutex::new(Some((job, reply))));
+        loop {
+            let mine = slot.clone();
+            let job = move || {
+                if let Some((job, reply)) = lock(&mine).take() {
+                    let _ = reply.send(job());
+                }
+            };
+            if self.0.threads.spawn_task(name, job).is_ok() {
+                return answer.await.ok();
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     async fn compiled(&self, digest: Digest) -> Option<Arc<ServiceModule>> {

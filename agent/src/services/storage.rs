@@ -21,11 +21,10 @@ use tokio::task::spawn_blocking;
 use super::{
     kept::{Kept, KeptRecord},
     log::{self, Head, Log, LogId},
+    recover::Recovered,
 };
 use crate::blobs::{Blobs, Pin};
 
-/// Largest part of a checkpoint, bytes: all that a service may have, with room.
-const PART_BYTES_MAX: u64 = 3 << 29;
 /// A log smaller than this is not worth a new checkpoint.
 const LOG_BYTES_MIN: u64 = 4 << 20;
 
@@ -44,7 +43,7 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    fn path(&self, instance: &InstanceId, id: LogId) -> PathBuf {
+    pub(super) fn path(&self, instance: &InstanceId, id: LogId) -> PathBuf {
         let name = instance.as_str().replace('/', "_");
         self.dir.join(format!("{name}.{id}.log"))
     }
@@ -64,10 +63,7 @@ impl Shelf {
     ///
     /// # Errors
     /// The store's.
-    pub async fn forget(
-        &self,
-        instance: &InstanceId,
-    ) -> Result<(), hop3_common::store::Error> {
+    pub async fn forget(&self, instance: &InstanceId) -> Result<(), hop3_common::store::Error> {
         let Some(record) = self.kept.get(instance) else {
             return Ok(());
         };
@@ -86,11 +82,11 @@ fn remove(disk: &dyn Disk, path: &std::path::Path) {
     }
 }
 
-fn storage(error: impl std::fmt::Display) -> Problem {
+pub(super) fn storage(error: impl std::fmt::Display) -> Problem {
     Problem::new(Code::Storage, error.to_string())
 }
 
-fn panicked(_: tokio::task::JoinError) -> Problem {
+pub(super) fn panicked(_: tokio::task::JoinError) -> Problem {
     Problem::new(Code::Internal, "a thread that stores panicked")
 }
 
@@ -331,11 +327,11 @@ impl Storage {
     }
 
     /// A log on top of `on`, with the difference of two images as its first change.
-    async fn new_log(
+    fn new_log(
         &self,
         on: Vec<Output>,
         since: Option<(Image, Image)>,
-    ) -> Result<(LogId, Log), Problem> {
+    ) -> impl Future<Output = Result<(LogId, Log), Problem>> + Send + 'static {
         let (shelf, id) = (self.shelf.clone(), LogId(rand::random()));
         let head = Head {
             instance: self.instance.clone(),
@@ -352,7 +348,7 @@ impl Storage {
             }
             log
         });
-        Ok((id, made.await.map_err(panicked)??))
+        async move { Ok((id, made.await.map_err(panicked)??)) }
     }
 
     /// Replaces the record; the log that only the old one named goes.
@@ -407,225 +403,4 @@ async fn prepare(
     });
     let made: hop3_common::chunks::Result<Prepared> = made.await.map_err(panicked)?;
     made.map_err(storage)
-}
-
-/// The state that a run begins with.
-pub struct Recovered {
-    image: Image,
-    base: (Output, Image),
-    record: KeptRecord,
-    log: Option<Log>,
-    /// Until the record is stored.
-    pins: Vec<Pin>,
-}
-
-impl Recovered {
-    /// The state.
-    #[must_use]
-    pub fn image(&self) -> &Image {
-        &self.image
-    }
-}
-
-/// Where the state of an instance comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// There is none.
-    Nowhere,
-    /// This node's own.
-    Here,
-    /// The checkpoint of the assignment.
-    There,
-    /// Whichever is newer: they are of the same run.
-    Newer,
-}
-
-/// Decides by who made what: a lower run never has anything newer.
-fn source(record: Option<&KeptRecord>, restore: Option<&Checkpoint>) -> Source {
-    let record = record.filter(|record| !record.made.is_empty());
-    match (record, restore) {
-        (None, None) => Source::Nowhere,
-        (None, Some(_)) => Source::There,
-        (Some(_), None) => Source::Here,
-        (Some(record), Some(restore)) => match record.owner.cmp(&restore.token) {
-            std::cmp::Ordering::Less => Source::There,
-            std::cmp::Ordering::Equal => Source::Newer,
-            std::cmp::Ordering::Greater => Source::Here,
-        },
-    }
-}
-
-/// Finds the state of an instance: this node's own, or the assignment's `restore`, whose parts
-/// are fetched; `None` for a new one.
-///
-/// # Errors
-/// What is damaged or missing. An older state is never taken silently.
-pub async fn recover(
-    shelf: &Arc<Shelf>,
-    instance: &InstanceId,
-    restore: Option<&Checkpoint>,
-) -> Result<Option<Recovered>, Problem> {
-    let record = shelf.kept.get(instance);
-    match (source(record.as_ref(), restore), record, restore) {
-        (Source::Here, Some(record), _) => here(shelf, instance, record).await.map(Some),
-        (Source::Newer, Some(record), Some(restore)) => {
-            let found = here(shelf, instance, record.clone()).await?;
-            if found.image.seq() >= restore.seq {
-                return Ok(Some(found));
-            }
-            there(shelf, Some(record), restore).await.map(Some)
-        }
-        (Source::There, record, Some(restore)) => {
-            there(shelf, record, restore).await.map(Some)
-        }
-        _ => Ok(None),
-    }
-}
-
-/// This node's own state: the newest checkpoint and its log.
-async fn here(
-    shelf: &Arc<Shelf>,
-    instance: &InstanceId,
-    record: KeptRecord,
-) -> Result<Recovered, Problem> {
-    let (shelf, instance) = (shelf.clone(), instance.clone());
-    let read = spawn_blocking(move || {
-        let newest = record.made.first().ok_or_else(|| storage("no checkpoint"))?;
-        let (base, mut image) = read_parts(&shelf.blobs, newest, &instance)?;
-        let mut log = None;
-        if let Some(id) = record.log {
-            let path = shelf.path(&instance, id);
-            let parts = newest.parts.clone();
-            let begin = |head: Head| {
-                let fits = head.base == parts && head.instance == instance;
-                let wrong = || storage(format!("the log {} is another's", path.display()));
-                fits.then_some(()).ok_or_else(wrong)
-            };
-            let each = |delta: &[u8]| {
-                let applied = image.apply(delta);
-                let what = |e| storage(format!("a change in {}: {e}", path.display()));
-                image = applied.map_err(what)?;
-                Ok(())
-            };
-            let cipher = shelf.cipher.clone();
-            let opened = Log::recover::<Problem>(&*shelf.disk, &path, cipher, id, begin, each);
-            let (opened, torn) = opened?;
-            if let Some(torn) = torn {
-                let bytes = torn.bytes;
-                tracing::info!(%instance, bytes, "a torn end of its log was cut: never acknowledged");
-            }
-            log = Some(opened);
-        }
-        Ok(Recovered {
-            image,
-            base,
-            record,
-            log,
-            pins: Vec::new(),
-        })
-    });
-    read.await.map_err(panicked)?
-}
-
-/// A checkpoint from elsewhere.
-async fn there(
-    shelf: &Arc<Shelf>,
-    record: Option<KeptRecord>,
-    restore: &Checkpoint,
-) -> Result<Recovered, Problem> {
-    let mut pins = Vec::new();
-    for part in &restore.parts {
-        pins.push(shelf.blobs.fetch(part.digest, part.bytes).await?);
-    }
-    let mut record = record.unwrap_or_default();
-    record.made.insert(0, restore.clone());
-    // The old log is of an older state; it goes when the record that names it is replaced.
-    let (shelf, restore) = (shelf.clone(), restore.clone());
-    let read = spawn_blocking(move || {
-        let (base, image) = read_parts(&shelf.blobs, &restore, &"the assignment")?;
-        Ok(Recovered {
-            image,
-            base,
-            record,
-            log: None,
-            pins,
-        })
-    });
-    read.await.map_err(panicked)?
-}
-
-type Whole = ((Output, Image), Image);
-
-/// Reads a checkpoint. Blocks.
-fn read_parts(
-    blobs: &Blobs,
-    checkpoint: &Checkpoint,
-    of: &dyn std::fmt::Display,
-) -> Result<Whole, Problem> {
-    let wrong = |what: String| {
-        let (seq, token) = (checkpoint.seq, checkpoint.token);
-        storage(format!(
-            "checkpoint {seq} (run {token}) of {of} cannot be read: {what}; the instance does not \
-             start from an older one by itself"
-        ))
-    };
-    let mut whole: Option<Whole> = None;
-    for part in &checkpoint.parts {
-        let read = blobs.store().read(&part.digest, PART_BYTES_MAX);
-        let bytes = read.map_err(|e| wrong(e.to_string()))?;
-        whole = Some(match whole {
-            None => {
-                let image = Image::decode(&bytes).map_err(|e| wrong(e.to_string()))?;
-                ((*part, image.clone()), image)
-            }
-            Some((base, image)) => {
-                let image = image.apply(&bytes).map_err(|e| wrong(e.to_string()))?;
-                (base, image)
-            }
-        });
-    }
-    whole.ok_or_else(|| wrong("it has no parts".into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use hop3_common::ownership::{Epoch, Incarnation};
-
-    use super::*;
-
-    fn made(epoch: u64, seq: u64) -> Checkpoint {
-        Checkpoint {
-            token: token(epoch),
-            seq,
-            at: UnixMs(0),
-            schema: 1,
-            parts: vec![],
-        }
-    }
-
-    fn token(epoch: u64) -> Token {
-        Token {
-            epoch: Epoch(epoch),
-            incarnation: Incarnation(1),
-        }
-    }
-
-    #[test]
-    fn the_newer_run_has_the_state() {
-        let owned = |epoch| KeptRecord {
-            owner: token(epoch),
-            log: None,
-            made: vec![made(epoch, 5)],
-        };
-        assert_eq!(source(None, None), Source::Nowhere);
-        assert_eq!(source(Some(&KeptRecord::default()), None), Source::Nowhere);
-        assert_eq!(source(None, Some(&made(1, 9))), Source::There);
-        assert_eq!(source(Some(&owned(1)), None), Source::Here);
-        // A move that was given up: the source has what it was sealed with.
-        assert_eq!(source(Some(&owned(1)), Some(&made(1, 5))), Source::Newer);
-        // It was elsewhere meanwhile.
-        assert_eq!(source(Some(&owned(1)), Some(&made(2, 9))), Source::There);
-        // It ran here under a newer epoch already.
-        assert_eq!(source(Some(&owned(3)), Some(&made(2, 9))), Source::Here);
-    }
 }

@@ -2,7 +2,7 @@
 //! state. Runs on a worker, with the guest in hand.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,11 +21,10 @@ use super::{
     desk::{
         Desk,
         lines::{Piece, Refused},
-        replies::Known,
     },
-    inbox::{Ask, Item, ReplyTo},
+    inbox::{Ask, Item, not_here},
     release::Release,
-    wheel::{Sleeper, SleeperId},
+    verdict::{Deadline, failed, repeated, service_reply, too_late},
 };
 
 /// Close code of a stream whose client did not come back.
@@ -36,6 +35,8 @@ const TRY_LATER: u16 = 1013;
 /// failed call has put the timer back, and it is due at once.
 const TIMER_PAUSE: Duration = Duration::from_secs(1);
 const TIMER_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Without a call for this long, a guest gives up its memory until the next; its image stays.
+const REST_AFTER: Duration = Duration::from_secs(60);
 
 /// The guest and what is noted beside it.
 pub(super) struct Cell {
@@ -46,6 +47,18 @@ pub(super) struct Cell {
     /// Messages published in this run.
     published: u64,
     timers: TimerPause,
+    /// When the guest was last called, if it has memory of its own since.
+    used: Option<Instant>,
+}
+
+/// What a guest made of something that nobody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Well,
+    /// It has no handler for it.
+    Unheard,
+    /// Its state is as before.
+    Failed,
 }
 
 #[derive(Default)]
@@ -63,11 +76,8 @@ impl Cell {
             seq,
             published: 0,
             timers: TimerPause::default(),
+            used: Some(Instant::now()),
         }
-    }
-
-    pub(super) fn desk(&self) -> &Desk {
-        &self.desk
     }
 
     /// What the guest wanted while it was made or put back.
@@ -101,7 +111,7 @@ impl Cell {
         let writes = self.desk.take_writes();
         let any = !writes.is_empty();
         for (key, value) in writes {
-            self.guest.set_desk(&key, value);
+            self.guest.set_desk(key, value);
         }
         any
     }
@@ -115,6 +125,10 @@ impl Cell {
             }
         }
         self.write_desk();
+        if self.used.is_some_and(|used| used.elapsed() >= REST_AFTER) {
+            self.guest.rest();
+            self.used = None;
+        }
         for stream in actor.links.take_absent(Instant::now()) {
             let code = ABNORMAL;
             actor.push(Item::Gone { stream, code });
@@ -155,10 +169,12 @@ impl Cell {
             None => at_ms,
         });
         let absence = actor.links.next_absence().map(from_now);
-        [timer, absence].into_iter().flatten().min()
+        let rest = self.used.map(|used| from_now(used + REST_AFTER));
+        [timer, absence, rest].into_iter().flatten().min()
     }
 
     fn call(&mut self, actor: &Arc<Actor>, input: Input, cancel: &CancelToken) -> Called {
+        self.used = Some(Instant::now());
         actor.set_running(Some(cancel.clone()));
         let called = self.guest.call(input, UnixMs::now().0, cancel);
         actor.set_running(None);
@@ -223,6 +239,8 @@ impl Cell {
                 }
                 Ok(CallResult::Service(reply))
             }
+            // Undone, and the instance goes on elsewhere or later: surely not begun.
+            Err(_) if actor.is_lost() => Err(not_here()),
             Err(failure) => Err(failed(failure, until, &cancel)),
         };
         releases.push(Release::Reply { to, result });
@@ -262,6 +280,8 @@ impl Cell {
                 self.effects(actor, done.effects, &mut releases);
                 Ok(CallResult::Delivered)
             }
+            // Undone, and the instance goes on elsewhere or later: surely not begun.
+            Err(_) if actor.is_lost() => Err(not_here()),
             Err(failure) => Err(failed(failure, until, &cancel)),
         };
         releases.push(Release::Reply { to, result });
@@ -271,17 +291,17 @@ impl Cell {
     // ---- what has no asker ----
 
     /// Tells the guest something that nobody waits for.
-    fn tell(&mut self, actor: &Arc<Actor>, input: Input, releases: &mut Vec<Release>) -> bool {
+    fn tell(&mut self, actor: &Arc<Actor>, input: Input, releases: &mut Vec<Release>) -> Told {
         match self.call(actor, input, &CancelToken::new()).result {
             Ok(done) => {
                 self.effects(actor, done.effects, releases);
-                true
+                Told::Well
             }
             // A guest need not listen to everything.
-            Err(Failure::NoHandler(_)) => true,
+            Err(Failure::NoHandler(_)) => Told::Unheard,
             Err(failure) => {
                 tracing::info!(instance = %actor.instance(), %failure, "a handler failed");
-                false
+                Told::Failed
             }
         }
     }
@@ -305,8 +325,7 @@ impl Cell {
                 None
             }
             Piece::Close { code } => {
-                let input = Input::StreamClosed { stream, code };
-                self.tell(actor, input, &mut releases);
+                self.closed(actor, stream, code, &mut releases);
                 Some(code)
             }
         };
@@ -319,6 +338,14 @@ impl Cell {
         self.settle(actor, releases);
     }
 
+    /// Tells the guest that a stream is closed; it is, whatever the guest makes of that.
+    fn closed(&mut self, actor: &Arc<Actor>, stream: u64, code: u16, releases: &mut Vec<Release>) {
+        let told = self.tell(actor, Input::StreamClosed { stream, code }, releases);
+        if told == Told::Failed {
+            self.guest.drop_stream(stream);
+        }
+    }
+
     /// A client stream ends without its client's word.
     fn gone(&mut self, actor: &Arc<Actor>, stream: u64, code: u16) {
         let Some(line) = self.desk.lines().get(stream) else {
@@ -327,8 +354,7 @@ impl Cell {
         let mut releases = Vec::new();
         // The guest has closed it itself: only the client's acknowledgement was missing.
         if !line.is_closed() || code == TRY_LATER {
-            let input = Input::StreamClosed { stream, code };
-            self.tell(actor, input, &mut releases);
+            self.closed(actor, stream, code, &mut releases);
         }
         if code == ABNORMAL {
             self.desk.drop_line(stream);
@@ -364,7 +390,11 @@ impl Cell {
     // ---- timers ----
 
     fn due_timer(&self) -> Option<u64> {
-        if self.timers.until.is_some_and(|until| Instant::now() < until) {
+        if self
+            .timers
+            .until
+            .is_some_and(|until| Instant::now() < until)
+        {
             return None;
         }
         let (timer, at_ms) = self.guest.image().next_timer()?;
@@ -373,10 +403,12 @@ impl Cell {
 
     fn timer(&mut self, actor: &Arc<Actor>, timer: u64) {
         let mut releases = Vec::new();
-        let well = self.tell(actor, Input::Timer { timer }, &mut releases);
-        // Without a handler it would be due for ever.
-        let stuck = self.due_timer() == Some(timer);
-        if well && !stuck {
+        let told = self.tell(actor, Input::Timer { timer }, &mut releases);
+        if told == Told::Unheard {
+            // Without a handler it would be due for ever.
+            self.guest.drop_timer(timer);
+        }
+        if told != Told::Failed {
             self.timers = TimerPause::default();
         } else {
             let pause = TIMER_PAUSE * 2u32.saturating_pow(self.timers.failures.min(8));
@@ -457,13 +489,7 @@ impl Cell {
         self.send(actor, stream, Piece::Close { code }, releases);
     }
 
-    fn send(
-        &mut self,
-        actor: &Arc<Actor>,
-        stream: u64,
-        piece: Piece,
-        releases: &mut Vec<Release>,
-    ) {
+    fn send(&mut self, actor: &Arc<Actor>, stream: u64, piece: Piece, releases: &mut Vec<Release>) {
         match self.desk.push(stream, piece.clone()) {
             Ok(seq) => releases.push(Release::Piece { stream, seq, piece }),
             Err(Refused::Closed) => {}
@@ -488,99 +514,4 @@ fn message_number(actor: &Actor, seq: u64, in_run: u64) -> u64 {
         let run = (token.incarnation.0 & 0xffff) << 28;
         epoch.saturating_add(run).saturating_add(in_run)
     }
-}
-
-fn too_late(until: Instant, cancel: &CancelToken) -> Option<Problem> {
-    if cancel.is_cancelled() {
-        let message = "the request was given up before it began";
-        return Some(Problem::new(Code::TaskCancelled, message));
-    }
-    let message = "the deadline passed while the request waited; it did not begin";
-    (Instant::now() >= until).then(|| Problem::new(Code::Deadline, message))
-}
-
-fn repeated(known: Known) -> Result<CallResult, Problem> {
-    match known {
-        Known::Reply(reply) => Ok(CallResult::Service(reply)),
-        Known::TooLarge => Err(Problem::new(
-            Code::OutputGone,
-            "the request was done under this idempotency key; its reply was too large to be kept",
-        )),
-    }
-}
-
-fn service_reply(reply: Reply) -> ServiceReply {
-    ServiceReply {
-        // A handler that sets no status means 200.
-        status: if reply.status == 0 { 200 } else { reply.status },
-        headers: reply.headers,
-        body: reply.body,
-        stream: reply.stream,
-    }
-}
-
-/// Why a handler failed, in words.
-fn failed(failure: Failure, until: Instant, cancel: &CancelToken) -> Problem {
-    if matches!(failure, Failure::Ended(_)) && cancel.is_cancelled() {
-        return if Instant::now() >= until {
-            let message = "the deadline passed while the handler ran; its changes were undone";
-            Problem::new(Code::Deadline, message)
-        } else {
-            let message = "the request was given up while the handler ran; its changes were undone";
-            Problem::new(Code::TaskCancelled, message)
-        };
-    }
-    let code = match failure {
-        Failure::Reply(_) => Code::ReplyInvalid,
-        _ => Code::HandlerFailed,
-    };
-    Problem::new(code, failure.to_string())
-}
-
-/// Ends a call at its deadline, if that comes before the call's own limit.
-struct Deadline<'a> {
-    actor: &'a Actor,
-    id: SleeperId,
-    _alarm: Arc<Alarm>,
-}
-
-struct Alarm(CancelToken);
-
-impl Sleeper for Alarm {
-    fn wake(self: Arc<Self>) {
-        self.0.cancel();
-    }
-}
-
-impl<'a> Deadline<'a> {
-    fn set(actor: &'a Actor, until: Instant, cancel: &CancelToken) -> Option<Self> {
-        let left = until.saturating_duration_since(Instant::now());
-        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX / 2);
-        if left_ms >= actor.work().limits.deadline.0 {
-            return None;
-        }
-        let wheel = &actor.parts.wheel;
-        let id = wheel.register();
-        let alarm = Arc::new(Alarm(cancel.clone()));
-        let at_ms = UnixMs::now().0 + left_ms + 1;
-        let sleeper: Weak<dyn Sleeper> = Arc::downgrade(&(alarm.clone() as Arc<dyn Sleeper>));
-        wheel.set(id, Some(at_ms), sleeper);
-        Some(Self {
-            actor,
-            id,
-            _alarm: alarm,
-        })
-    }
-}
-
-impl Drop for Deadline<'_> {
-    fn drop(&mut self) {
-        let nobody: Weak<Alarm> = Weak::new();
-        self.actor.parts.wheel.set(self.id, None, nobody);
-    }
-}
-
-/// Where an answer to nobody goes.
-pub(super) fn nowhere() -> ReplyTo {
-    Box::new(|_| {})
 }

@@ -152,12 +152,7 @@ impl Desk {
     }
 
     /// Keeps the reply to a request under its key; the first one stays.
-    pub fn keep_reply(
-        &mut self,
-        key: &str,
-        reply: &hop3_common::wire::ServiceReply,
-        now_ms: u64,
-    ) {
+    pub fn keep_reply(&mut self, key: &str, reply: &hop3_common::wire::ServiceReply, now_ms: u64) {
         self.replies.keep(key, reply, now_ms, &mut self.writes);
     }
 
