@@ -15,6 +15,14 @@
 //! - A client's stream survives moves and restarts of its instance: data is numbered both ways
 //!   and repeated from the last acknowledged on.
 
+mod counters;
+mod delivery;
+mod http;
+mod policy;
+mod reply;
+mod stream;
+mod waiting;
+
 use std::{sync::Arc, time::Instant};
 
 use hop3_common::{
@@ -23,6 +31,11 @@ use hop3_common::{
     spec::{KeyFrom, Millis, State},
     wire::{ClientDown, ClientUp, ServiceReply, ServiceRequest},
 };
+
+pub use counters::Snapshot;
+pub use delivery::{ANSWER_GRACE, Delivered, Gateway, Options};
+pub use policy::target;
+pub use waiting::{WAITING_BYTES_MAX, WAITING_MAX, WAITING_PER_SERVICE_MAX};
 
 /// What a gateway must know of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]

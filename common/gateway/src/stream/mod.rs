@@ -1,0 +1,8 @@
+//! Client streams: server-sent events, WebSockets, streamed bodies. [`machine`] has the numbers,
+//! [`relay`] the links.
+
+mod machine;
+mod relay;
+
+pub(crate) use machine::Item;
+pub(crate) use relay::{Client, Down, Opened};
