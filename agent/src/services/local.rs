@@ -23,9 +23,9 @@ use hop3_common::{
     store::disk::FILE_MODE,
     wire::{CallResult, ClientDown, ClientUp, ServiceReply, ServiceRequest},
 };
-use hop3_gateway::{Attempt, Instance, Link, Pick, Router, ServiceInfo};
+use hop3_gateway::{Attempt, Gateway, Instance, Link, Options, Pick, Router, ServiceInfo};
 use hop3_runtime::wasm::CancelToken;
-use tokio::sync::oneshot;
+use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{Services, actor::Actor, client, inbox::Ask, route};
 
@@ -56,6 +56,22 @@ pub fn token(dir: &Path) -> io::Result<String> {
     file.sync_all()?;
     fs::rename(&temp, &path)?;
     Ok(token)
+}
+
+/// Client streams open at once: programs of one machine.
+const STREAMS_MAX: u64 = 1_000;
+
+/// Serves the gateway on `listener`, until dropped.
+///
+/// # Errors
+/// The system's.
+pub async fn serve(listener: TcpListener, services: Services, token: &str) -> io::Result<()> {
+    let router = Arc::new(LocalRouter::new(services, token));
+    let options = Options {
+        streams_max: STREAMS_MAX,
+        ..Options::default()
+    };
+    axum::serve(listener, Gateway::new(router, options).http()).await
 }
 
 /// See the module.
