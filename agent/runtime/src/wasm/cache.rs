@@ -32,7 +32,7 @@ pub struct CompiledCache {
 }
 
 /// Code whose MAC was right. Made only here, so that only checked code can be loaded.
-pub(super) struct Verified {
+pub(crate) struct Verified {
     file: Vec<u8>,
 }
 
@@ -43,7 +43,7 @@ impl Verified {
 }
 
 /// What the cache has for a module.
-pub(super) enum Lookup {
+pub(crate) enum Lookup {
     Hit(Verified),
     Miss,
     /// There is a file, but it must not be used; why, in words.
@@ -78,7 +78,7 @@ impl CompiledCache {
     }
 
     /// Looks for the code of `digest` made for `engine` and checks it.
-    pub(super) fn get(&self, engine: &[u8; 32], digest: &ModuleDigest) -> Lookup {
+    pub(crate) fn get(&self, engine: &[u8; 32], digest: &ModuleDigest) -> Lookup {
         let path = self.path(engine, digest);
         let file = match read_bounded(&path) {
             Ok(file) => file,
@@ -106,7 +106,7 @@ impl CompiledCache {
     ///
     /// # Errors
     /// The file cannot be written; nothing is left behind.
-    pub(super) fn put(
+    pub(crate) fn put(
         &self,
         engine: &[u8; 32],
         digest: &ModuleDigest,
@@ -221,7 +221,7 @@ fn has_suffix(path: &Path, suffix: &str) -> bool {
         .is_some_and(|name| name.ends_with(suffix))
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
