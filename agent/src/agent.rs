@@ -1,11 +1,13 @@
 //! The whole agent: opens what is stored, starts every part, stops them in order.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use hop3_common::chunks::{self, BlobStore};
 use tokio::{
+    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +17,7 @@ use crate::{
     config::Config,
     exec::{self, Exec},
     identity::{self, Clock, DataDir, Member},
+    services::{kept::Kept, local, outgoing::Outgoing},
     session::{self, Session},
     supervisor::{Executor, Supervisor},
     telemetry::{self, Own, Sampler, Telemetry},
@@ -38,6 +41,15 @@ pub enum Error {
     /// The executor.
     #[error("the agent's runtime: {0}")]
     Exec(#[from] exec::StartError),
+    /// The gateway of this machine.
+    #[error("the local gateway at {listen} cannot start: {source}")]
+    Gateway {
+        /// `gateway.listen`.
+        listen: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// Signals.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
@@ -80,14 +92,25 @@ pub async fn run_until(
     let clock = Clock::load(data.store.clone()).await?;
     let store = open_blobs(&config.data_dir, &data)?;
     let (link, seen_link) = watch::channel(None);
-    let blobs = Blobs::new(store, seen_link, config.blob_cache.0);
+    let blobs = Blobs::new(store, seen_link.clone(), config.blob_cache.0);
+    let kept = Kept::load(data.store.clone(), blobs.clone()).await?;
+    let (outgoing, outgoing_task) = Outgoing::new(seen_link);
     let memory_bytes = telemetry::memory_bytes();
     let keep_alive = Duration::from_millis(config.keep_alive.0);
-    let exec = Exec::new(&config, &data.master, blobs.clone(), memory_bytes)?;
+    let exec = Exec::new(
+        &config,
+        &data.master,
+        blobs.clone(),
+        kept,
+        outgoing,
+        memory_bytes,
+    )?;
     let (supervisor, handle) = Supervisor::open(data.store.clone()).await?;
     exec.connect(handle.clone());
+    exec.services().sweep(&supervisor.held()).await?;
     tracing::info!(node = %member.node, version = VERSION, "agent started");
 
+    let gateway = gateway(&config, &exec).await?;
     let mut running = tokio::spawn(supervisor.run(Arc::new(exec.clone()) as Arc<dyn Executor>));
     let telemetry = Telemetry::default();
     let own = {
@@ -104,7 +127,12 @@ pub async fn run_until(
                 .clone()
                 .sample(Sampler::new(&config.data_dir), own),
         ),
-        tokio::spawn(blobs.keep_quota(handle.clone())),
+        tokio::spawn(blobs.keep_quota(handle.clone(), {
+            let services = exec.services().clone();
+            move |digest: &_| services.references().contains(digest)
+        })),
+        tokio::spawn(exec.services().clone().tick()),
+        tokio::spawn(outgoing_task.run()),
         tokio::spawn(exec.clone().tend()),
         tokio::spawn(watch_facts(config, exec.engine_hash(), facts)),
     ];
@@ -137,9 +165,29 @@ pub async fn run_until(
     }
     // What is durable is all that counts from here on.
     running.abort();
-    helpers.iter().for_each(tokio::task::JoinHandle::abort);
+    helpers.iter().for_each(JoinHandle::abort);
+    if let Some(gateway) = gateway {
+        gateway.abort();
+    }
     tracing::info!("agent stopped");
     ended
+}
+
+/// Lets programs of this machine in, if the configuration says where.
+async fn gateway(config: &Config, exec: &Exec) -> Result<Option<JoinHandle<()>>, Error> {
+    let Some(listen) = config.gateway else {
+        return Ok(None);
+    };
+    let failed = |source| Error::Gateway { listen, source };
+    let token = local::token(&config.data_dir).map_err(failed)?;
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    tracing::info!(%listen, "services are served to this machine");
+    let services = exec.services().clone();
+    Ok(Some(tokio::spawn(async move {
+        if let Err(error) = local::serve(listener, services, &token).await {
+            tracing::error!(%error, "the local gateway ended");
+        }
+    })))
 }
 
 fn open_blobs(dir: &Path, data: &DataDir) -> Result<BlobStore, Error> {

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -64,6 +65,13 @@ struct Raw {
     keep_alive: Option<Millis>,
     data: Vec<String>,
     volumes: BTreeMap<String, RawVolume>,
+    gateway: Option<RawGateway>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGateway {
+    listen: SocketAddr,
 }
 
 #[derive(Debug, Deserialize)]
@@ -112,6 +120,8 @@ pub struct Config {
     pub data: Vec<String>,
     /// Directories offered to guests.
     pub volumes: BTreeMap<String, Volume>,
+    /// Where programs of this machine reach the services; `None`: nowhere.
+    pub gateway: Option<SocketAddr>,
 }
 
 /// Where files are when nothing says otherwise: `$HOP3_HOME/agent`, else the system's places.
@@ -249,6 +259,7 @@ fn validate(raw: Raw, places: &Places) -> Result<Config, Error> {
         keep_alive,
         data: data_tags(raw.data)?,
         volumes: volumes(raw.volumes)?,
+        gateway: gateway(raw.gateway)?,
     })
 }
 
@@ -260,6 +271,20 @@ fn data_tags(tags: Vec<String>) -> Result<Vec<String>, Error> {
         placement::check_label_key(tag).map_err(|why| field("data", why.to_string()))?;
     }
     Ok(tags)
+}
+
+fn gateway(raw: Option<RawGateway>) -> Result<Option<SocketAddr>, Error> {
+    let listen = raw.map(|gateway| gateway.listen);
+    match listen {
+        Some(listen) if !listen.ip().is_loopback() => Err(field(
+            "gateway.listen",
+            format!(
+                "is `{listen}`: only this machine may come in here, since it speaks without \
+                 encryption; write 127.0.0.1 or [::1], and let others use the coordinator's gateway"
+            ),
+        )),
+        listen => Ok(listen),
+    }
 }
 
 fn volumes(raw: BTreeMap<String, RawVolume>) -> Result<BTreeMap<String, Volume>, Error> {
@@ -323,6 +348,8 @@ mod tests {
         assert_eq!(config.guest_memory_max, Some(ByteSize::mib(64)));
         assert_eq!(config.blob_cache, ByteSize::mib(32));
         assert!(config.volumes["videos"].writable);
+        let config = parsed("[gateway]\nlisten = '127.0.0.1:7000'").unwrap();
+        assert_eq!(config.gateway.unwrap().port(), 7000);
     }
 
     #[test]
@@ -340,6 +367,8 @@ mod tests {
             ("[volumes.x]\npath = '/'\nread = 1", "read"),
             ("models_max = 100", "`models_max`"),
             ("keep_alive = '1m'", "`keep_alive`"),
+            ("[gateway]\nlisten = '0.0.0.0:80'", "`gateway.listen`"),
+            ("[gateway]\nlisten = 'here'", "listen"),
         ] {
             let error = parsed(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

@@ -1,7 +1,7 @@
 //! The agent: the daemon on every node of a mesh.
 //!
 //! ```text
-//! coordinator ◄── session ──► supervisor ──► exec (tasks, models, calls)
+//! coordinator ◄── session ──► supervisor ──► exec (tasks, models, calls) ──► services
 //!                    │            │             │
 //!                telemetry      store         blobs
 //! ```
@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod exec;
 pub mod identity;
+pub mod services;
 pub mod session;
 pub mod supervisor;
 pub mod telemetry;

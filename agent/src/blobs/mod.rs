@@ -10,7 +10,7 @@ mod transfer;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -50,6 +50,9 @@ struct Inner {
     fetching: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     usage: Mutex<Usage>,
     uses: AtomicU64,
+    /// Held to read while a blob is made and pinned, to write while one is removed: what was
+    /// found to be here already does not vanish before its pin counts.
+    removing: RwLock<()>,
 }
 
 /// What must stay, and what was used when.
@@ -106,6 +109,7 @@ impl Blobs {
             fetching: Mutex::default(),
             usage: Mutex::default(),
             uses: AtomicU64::new(0),
+            removing: RwLock::default(),
         }))
     }
 
@@ -132,6 +136,45 @@ impl Blobs {
             blobs: self.clone(),
             digest,
         }
+    }
+
+    /// Stores bytes: durable, and kept from collection by the pin. Blocks.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn keep(&self, bytes: &[u8]) -> chunks::Result<(Output, Pin)> {
+        let _made = self
+            .0
+            .removing
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let digest = self.0.store.put(bytes)?;
+        let output = Output {
+            digest,
+            bytes: bytes.len() as u64,
+        };
+        Ok((output, self.pin(digest)))
+    }
+
+    /// Removes a blob that nothing pins and `referenced` does not want. Blocks.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn discard(
+        &self,
+        digest: &Digest,
+        referenced: impl Fn(&Digest) -> bool,
+    ) -> chunks::Result<()> {
+        let _removed = self
+            .0
+            .removing
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let pinned = self.usage().pinned.contains_key(digest);
+        if !pinned && !referenced(digest) && self.0.store.remove(digest)? {
+            self.usage().last_use.remove(digest);
+        }
+        Ok(())
     }
 
     /// Makes sure that the blob is here: at once if it is, else over the session, waiting for one
@@ -226,11 +269,16 @@ impl Blobs {
         }
     }
 
-    /// Removes unreferenced blobs, least recently used first, until the quota is kept. Blocks.
+    /// Removes unreferenced blobs, least recently used first, until the quota is kept. `wanted` is
+    /// asked right before a removal: what became pinned since is found by one or the other. Blocks.
     ///
     /// # Errors
     /// The disk's.
-    pub fn collect(&self, referenced: &BTreeSet<Digest>) -> chunks::Result<()> {
+    pub fn collect(
+        &self,
+        referenced: &BTreeSet<Digest>,
+        wanted: impl Fn(&Digest) -> bool,
+    ) -> chunks::Result<()> {
         // Rests of transfers that nobody goes on with; a day is longer than any pause we resume.
         const RESTS_AGE: Duration = Duration::from_secs(24 * 3600);
         self.0.store.gc(|_| true, RESTS_AGE)?;
@@ -249,8 +297,13 @@ impl Blobs {
             if total <= self.0.bytes_max {
                 break;
             }
+            let _removed = self
+                .0
+                .removing
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             let pinned = self.usage().pinned.contains_key(&digest);
-            if !pinned && self.0.store.remove(&digest)? {
+            if !pinned && !wanted(&digest) && self.0.store.remove(&digest)? {
                 total -= size;
                 self.usage().last_use.remove(&digest);
                 tracing::debug!(?digest, size, "blob removed to keep the quota");
@@ -259,8 +312,13 @@ impl Blobs {
         Ok(())
     }
 
-    /// Collects every now and then, until the supervisor ends.
-    pub async fn keep_quota(self, supervisor: supervisor::Handle) {
+    /// Collects every now and then, until the supervisor ends. `wanted`
+    /// says what else is referred to at the moment.
+    pub async fn keep_quota(
+        self,
+        supervisor: supervisor::Handle,
+        wanted: impl Fn(&Digest) -> bool + Clone + Send + 'static,
+    ) {
         const EVERY: Duration = Duration::from_secs(300);
         let mut tick = tokio::time::interval(EVERY);
         loop {
@@ -268,8 +326,9 @@ impl Blobs {
             let Ok(referenced) = supervisor.references().await else {
                 return;
             };
-            let blobs = self.clone();
-            let collected = tokio::task::spawn_blocking(move || blobs.collect(&referenced)).await;
+            let (blobs, wanted) = (self.clone(), wanted.clone());
+            let collect = move || blobs.collect(&referenced, wanted);
+            let collected = tokio::task::spawn_blocking(collect).await;
             if let Ok(Err(error)) = collected {
                 tracing::warn!(%error, "blobs could not be collected");
             }
@@ -308,7 +367,9 @@ mod tests {
         let _pin = blobs.pin(pinned);
         drop(blobs.pin(old));
         drop(blobs.pin(recent));
-        blobs.collect(&BTreeSet::from([referenced])).unwrap();
+        blobs
+            .collect(&BTreeSet::from([referenced]), |_| false)
+            .unwrap();
         assert!(store.contains(&referenced) && store.contains(&pinned));
         assert!(
             !store.contains(&old) && !store.contains(&recent),
@@ -319,7 +380,7 @@ mod tests {
         let older = put(6);
         drop(blobs.pin(recent));
         blobs
-            .collect(&BTreeSet::from([referenced, pinned]))
+            .collect(&BTreeSet::from([referenced]), |digest| *digest == pinned)
             .unwrap();
         assert!(store.contains(&recent) && !store.contains(&older));
     }

@@ -27,6 +27,7 @@ use quinn::{RecvStream, SendStream};
 use tokio::sync::Notify;
 
 use super::{Exec, convert};
+use crate::services::inbox::Ask;
 
 /// Calls in flight on one stream.
 const IN_FLIGHT_MAX: usize = 1024;
@@ -251,7 +252,32 @@ impl Reader {
                     stream.reply(id, result);
                 });
             }
+            Target::Service {
+                instance,
+                epoch,
+                request,
+            } => match self.exec.services().actor(&instance, epoch) {
+                Ok(actor) => actor.request(request, self.ask(id, until, cancel)),
+                Err(problem) => self.stream.reply(id, Err(problem)),
+            },
+            Target::Message {
+                instance,
+                epoch,
+                message,
+            } => match self.exec.services().actor(&instance, epoch) {
+                Ok(actor) => actor.message(message, self.ask(id, until, cancel)),
+                Err(problem) => self.stream.reply(id, Err(problem)),
+            },
             Target::Cancel { .. } => {}
+        }
+    }
+
+    fn ask(&self, id: u64, until: Instant, cancel: CancelToken) -> Ask {
+        let stream = self.stream.clone();
+        Ask {
+            until,
+            cancel,
+            reply: Box::new(move |result| stream.reply(id, result)),
         }
     }
 

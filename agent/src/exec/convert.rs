@@ -102,7 +102,7 @@ fn limit_text(limit: &Limit) -> String {
 }
 
 /// A module that cannot be run here.
-pub(super) fn module_problem(error: &wasm::Error) -> Problem {
+pub(crate) fn module_problem(error: &wasm::Error) -> Problem {
     use wasm::Error;
     let code = match error {
         Error::NotWasm { .. } | Error::Malformed { .. } => Code::NotWasm,

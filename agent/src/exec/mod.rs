@@ -6,8 +6,9 @@
 
 mod attach;
 mod calls;
-mod convert;
+pub(crate) mod convert;
 mod models;
+mod services;
 mod spool;
 mod task;
 
@@ -27,11 +28,12 @@ use hop3_common::{
     codes::{Code, Problem},
     id::{Digest, InstanceId},
     ownership::{Epoch, Token},
-    store::{MasterKey, crypt::Purpose},
+    store::{MasterKey, crypt::Purpose, disk::OsDisk},
     wire::{Assignment, End, Event, Output, StreamHeader, Work, attach::Channel, close, io::Error},
 };
 use hop3_runtime::{
     onnx::{HostOptions, ModelHosts},
+    service::{ServiceEngine, ServiceOptions},
     wasm::{
         AddressSpace, CancelToken, CompiledCache, Engine, EngineOptions, GuestThreads,
         LoadedModule, ThreadOptions,
@@ -48,6 +50,7 @@ use self::{attach::Hub, models::Models, spool::Spool};
 use crate::{
     blobs::{BLOCKING_THREADS_MAX, Blobs},
     config::{Config, Volume},
+    services::{Services, keeper::Order, kept::Kept, make_dir, outgoing::Outgoing},
     supervisor::{
         Executor, Handle,
         core::{Progress, cancelled_before_start},
@@ -94,6 +97,7 @@ struct Inner {
     threads_max: usize,
     blobs: Blobs,
     models: Models,
+    services: Services,
     volumes: std::collections::BTreeMap<String, Volume>,
     spool_dir: PathBuf,
     tasks: Arc<Semaphore>,
@@ -134,19 +138,40 @@ impl Exec {
         config: &Config,
         master: &MasterKey,
         blobs: Blobs,
+        kept: Kept,
+        outgoing: Outgoing,
         memory_bytes: u64,
     ) -> Result<Self, StartError> {
         let system = |action| move |source| StartError::System { action, source };
-        let engine = engine(config, master, memory_bytes)?;
-        let threads_max = config.tasks_max as usize + COMPILES_MAX + THREADS_ENDING;
+        let (engine, service_engine) = engines(config, master, memory_bytes)?;
+        let threads_max = config.tasks_max as usize
+            + COMPILES_MAX
+            + crate::services::COMPILES_MAX
+            + THREADS_ENDING;
         let threads = GuestThreads::new(ThreadOptions {
             queue_max: INVOCATIONS_WAITING_MAX,
             tasks_max: threads_max,
+            stack_bytes: engine
+                .native_stack_bytes()
+                .max(service_engine.native_stack_bytes()),
             ..ThreadOptions::for_engine(&engine)
         });
         let threads = threads.map_err(system("start the threads of guests"))?;
         let spool_dir = config.data_dir.join("tmp");
         std::fs::create_dir_all(&spool_dir).map_err(system("make the directory for output"))?;
+        let dir = config.data_dir.join("services");
+        make_dir(&dir).map_err(system("make the directory of services"))?;
+        let services = Services::new(crate::services::Options {
+            engine: service_engine,
+            threads: threads.clone(),
+            volumes: config.volumes.clone(),
+            blobs: blobs.clone(),
+            kept,
+            disk: Arc::new(OsDisk),
+            dir,
+            cipher: master.cipher(Purpose::ServiceLog),
+            outgoing,
+        });
         let host = HostOptions::new("/proc/self/exe", vec!["model-host".into()]);
         let hosts = ModelHosts::new(host, config.models_max as usize);
         Ok(Self(Arc::new(Inner {
@@ -154,6 +179,7 @@ impl Exec {
             threads,
             threads_max,
             models: Models::new(hosts, INFERENCES_MAX),
+            services,
             blobs,
             volumes: config.volumes.clone(),
             spool_dir,
@@ -178,6 +204,17 @@ impl Exec {
             .iter()
             .map(|b| format!("{b:02x}"))
             .collect()
+    }
+
+    /// The services of this node.
+    #[must_use]
+    pub fn services(&self) -> &Services {
+        &self.0.services
+    }
+
+    /// Has blobs here before they are needed.
+    pub fn prefetch(&self, blobs: Vec<Output>) {
+        self.0.services.prefetch(blobs);
     }
 
     /// Runs in hand.
@@ -210,7 +247,7 @@ impl Exec {
             run.cancel.cancel();
         }
         let gone = async {
-            while self.0.threads.tasks() > 0 {
+            while self.0.threads.tasks() > 0 || self.0.services.running() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -361,8 +398,13 @@ impl Exec {
                 Ok(())
             }
             StreamHeader::CheckModel => models::check(self, send, recv).await,
+            StreamHeader::Client { instance, epoch } => {
+                let actor = self.0.services.actor(&instance, epoch);
+                crate::services::client::serve(actor, send, recv).await
+            }
             StreamHeader::Control
             | StreamHeader::Telemetry
+            | StreamHeader::Outgoing
             | StreamHeader::BlobGet { .. }
             | StreamHeader::BlobPut { .. } => {
                 let _ = send.reset(VarInt::from_u32(close::PROTOCOL));
@@ -398,6 +440,9 @@ impl Exec {
         follow: bool,
         send: &mut SendStream,
     ) {
+        if let Some(ring) = self.0.services.ring(instance) {
+            return services::logs(&ring, channel, offset, follow, send).await;
+        }
         let io = self.ios().get(instance).map(|(_, io)| io.clone());
         let spool = match (io, channel) {
             (Some(RunIo::Background { stdout, .. }), Channel::Stdout) => stdout,
@@ -452,6 +497,7 @@ impl Executor for Exec {
         match &assignment.work {
             Work::Task(_) => tokio::spawn(task::run(exec, assignment, run)),
             Work::Model(_) => tokio::spawn(models::run(exec, assignment, run)),
+            Work::Service(_) => tokio::spawn(services::run(exec, assignment, run)),
         };
     }
 
@@ -481,6 +527,18 @@ impl Executor for Exec {
                 .await;
         });
     }
+
+    fn seal(&self, instance: &InstanceId, token: Token) {
+        self.0.services.order(instance, token, Order::Seal);
+    }
+
+    fn checkpoint(&self, instance: &InstanceId, token: Token) {
+        self.0.services.order(instance, token, Order::Checkpoint);
+    }
+
+    fn discard(&self, instance: &InstanceId) {
+        self.0.services.discard(instance);
+    }
 }
 
 impl Exec {
@@ -495,16 +553,20 @@ impl Exec {
     }
 }
 
-/// The engine, with as much address space as the system gives.
-fn engine(config: &Config, master: &MasterKey, memory_bytes: u64) -> Result<Engine, StartError> {
-    let cache = || {
+/// The engines, with as much address space as the system gives.
+fn engines(
+    config: &Config,
+    master: &MasterKey,
+    memory_bytes: u64,
+) -> Result<(Engine, ServiceEngine), StartError> {
+    let cache = |dir: &str| {
         let key = *master.subkey(Purpose::CodeCache);
-        CompiledCache::open(config.data_dir.join("code"), key, config.code_cache.0).map_err(
-            |source| StartError::System {
+        CompiledCache::open(config.data_dir.join(dir), key, config.code_cache.0).map_err(|source| {
+            StartError::System {
                 action: "open the cache of compiled modules",
                 source,
-            },
-        )
+            }
+        })
     };
     let mut options = EngineOptions::for_machine(memory_bytes);
     if let Some(max) = config.guest_memory_max {
@@ -513,17 +575,26 @@ fn engine(config: &Config, master: &MasterKey, memory_bytes: u64) -> Result<Engi
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
     // Tasks, and one invocation per worker.
     options.instances_max = options.instances_max.max(config.tasks_max + cores);
-    match Engine::new(options.clone(), Some(cache()?)) {
-        Ok(engine) => Ok(engine),
-        Err(error) => {
-            tracing::warn!(%error, "the Wasm engine goes on with less address space");
-            let options = EngineOptions {
-                address_space: AddressSpace::Compact,
-                memory_bytes_max: options.memory_bytes_max.min(256 << 20),
-                ..options
-            };
-            Ok(Engine::new(options, Some(cache()?))?)
+    let mut services = ServiceOptions::for_machine(memory_bytes);
+    if config.guest_memory_max.is_some() {
+        let most = services.engine.memory_bytes_max;
+        services.engine.memory_bytes_max = options.memory_bytes_max.min(most);
+    }
+    let both = |tasks: &EngineOptions, services: &ServiceOptions| -> Result<_, StartError> {
+        let engine = Engine::new(tasks.clone(), Some(cache("code")?))?;
+        let services = ServiceEngine::new(services.clone(), Some(cache("code-services")?))?;
+        Ok((engine, services))
+    };
+    match both(&options, &services) {
+        Err(StartError::Engine(error)) => {
+            tracing::warn!(%error, "the Wasm engines go on with less address space");
+            for options in [&mut options, &mut services.engine] {
+                options.address_space = AddressSpace::Compact;
+                options.memory_bytes_max = options.memory_bytes_max.min(256 << 20);
+            }
+            both(&options, &services)
         }
+        made => made,
     }
 }
 
@@ -545,6 +616,6 @@ fn internal(message: impl Into<String>) -> Problem {
 fn cancelled(work: &Work) -> Event {
     match work {
         Work::Task(_) => cancelled_before_start(),
-        Work::Model(_) => Event::Stopped,
+        Work::Model(_) | Work::Service(_) => Event::Stopped,
     }
 }

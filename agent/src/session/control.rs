@@ -235,6 +235,17 @@ impl Session {
             Down::Forget { instance, epoch } => {
                 supervisor.step(Input::Forget { instance, epoch }).await
             }
+            Down::Seal { instance, epoch } => {
+                tracing::info!(%instance, %epoch, "seal ordered");
+                supervisor.step(Input::Seal { instance, epoch }).await
+            }
+            Down::Checkpoint { instance, epoch } => {
+                supervisor.step(Input::Checkpoint { instance, epoch }).await
+            }
+            Down::Fetch { blobs } => {
+                self.options.exec.prefetch(blobs);
+                Ok(())
+            }
             Down::Telemetry {
                 sample_ms,
                 batch_ms,

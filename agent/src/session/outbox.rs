@@ -42,7 +42,7 @@ pub struct Diverged {
 pub fn is_terminal(event: &Event) -> bool {
     matches!(
         event,
-        Event::TaskEnded(_) | Event::Failed(_) | Event::Stopped
+        Event::TaskEnded(_) | Event::Failed(_) | Event::Stopped | Event::Sealed(_)
     )
 }
 

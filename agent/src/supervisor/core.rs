@@ -8,7 +8,9 @@
 //! - a repeated assignment changes nothing;
 //! - an ended instance is held, with its outcome, until it is forgotten; its end is reported once
 //!   its outputs are where they belong;
-//! - a task that may not be repeated begins at most once per epoch.
+//! - a task that may not be repeated begins at most once per epoch;
+//! - an epoch whose sealing was reported never runs here again; the mark and the report are of
+//!   one step, so they are durable together. A sealing that fails leaves the run as it was.
 //!
 //! Limits: [`INSTANCES_MAX`] instances, [`TOMBSTONES_MAX`] memories of forgotten ones.
 
@@ -23,8 +25,8 @@ use hop3_common::{
     ownership::{Epoch, Incarnation, LedgerEntry, Token},
     spec::Retry,
     wire::{
-        Assignment, End, Event, Held, INVENTORY_MAX, ModelFacts, Output, Phase, Report, TaskResult,
-        Work,
+        Assignment, Checkpoint, End, Event, Held, INVENTORY_MAX, ModelFacts, Output, Phase, Report,
+        ServiceFacts, TaskResult, Work,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -60,6 +62,8 @@ pub struct Instance {
     live: Option<Token>,
     /// The live run was asked to end.
     stopping: bool,
+    /// The live run was asked for its final checkpoint.
+    sealing: bool,
     /// Forget it as soon as the live run ends.
     forgotten: bool,
 }
@@ -126,6 +130,20 @@ pub enum Input {
         /// Its epoch.
         epoch: Epoch,
     },
+    /// From the coordinator: stop it for good, with a final checkpoint.
+    Seal {
+        /// Which.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// From the coordinator: make a checkpoint.
+    Checkpoint {
+        /// Which.
+        instance: InstanceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
     /// From its executor.
     Run {
         /// Which.
@@ -151,6 +169,12 @@ pub enum Progress {
     },
     /// A model serves.
     Serving(ModelFacts),
+    /// A service's instance serves.
+    Ready(ServiceFacts),
+    /// A checkpoint is here and at the coordinator.
+    Checkpointed(Checkpoint),
+    /// It could not be sealed, and goes on.
+    NotSealed(Problem),
     /// The run is over. Nothing follows from this run but `Delivered`.
     Finished(Event),
     /// Its outputs are at the coordinator, or never will be.
@@ -199,6 +223,23 @@ pub enum Action {
         /// What.
         outputs: Vec<Output>,
     },
+    /// Make the final checkpoint of a run; answered with [`Progress::Finished`] and
+    /// [`Event::Sealed`], or with [`Progress::NotSealed`].
+    Seal {
+        /// Which.
+        instance: InstanceId,
+        /// Its token.
+        token: Token,
+    },
+    /// Make a checkpoint of a run; answered with [`Progress::Checkpointed`].
+    Checkpoint {
+        /// Which.
+        instance: InstanceId,
+        /// Its token.
+        token: Token,
+    },
+    /// Remove what is kept of a service's instance: it is forgotten.
+    Discard(InstanceId),
 }
 
 /// See the module.
@@ -233,6 +274,7 @@ impl Core {
                         outcome,
                         live: None,
                         stopping: false,
+                        sealing: false,
                         forgotten: false,
                     };
                     core.instances.insert(id, instance);
@@ -320,6 +362,10 @@ impl Core {
             Input::Assign(assignment) => self.assign(*assignment, now, &mut actions),
             Input::Stop { instance, epoch } => self.stop(&instance, epoch, now, &mut actions),
             Input::Forget { instance, epoch } => self.forget(&instance, epoch, &mut actions),
+            Input::Seal { instance, epoch } => self.seal(&instance, epoch, &mut actions),
+            Input::Checkpoint { instance, epoch } => {
+                self.checkpoint(&instance, epoch, &mut actions);
+            }
             Input::Run {
                 instance,
                 token,
@@ -365,6 +411,7 @@ impl Core {
             outcome: None,
             live,
             stopping: live.is_some(),
+            sealing: false,
             forgotten: false,
         };
         self.instances.insert(id.clone(), instance);
@@ -391,7 +438,7 @@ impl Core {
                 instance.ledger = ledger;
                 instance.phase = Phase::Accepted;
                 instance.live = Some(token);
-                instance.stopping = false;
+                (instance.stopping, instance.sealing) = (false, false);
                 actions.push(Action::Persist(id.clone()));
                 let assignment = Arc::clone(&instance.assignment);
                 actions.push(Action::Start { assignment, token });
@@ -434,8 +481,23 @@ impl Core {
                 actions.push(Action::Persist(id.clone()));
                 actions.push(report(id, token, now, Event::ModelReady(facts)));
             }
+            Progress::Ready(facts) if current => {
+                instance.phase = Phase::Running;
+                actions.push(Action::Persist(id.clone()));
+                actions.push(report(id, token, now, Event::ServiceReady(facts)));
+            }
+            Progress::Checkpointed(made) if current => {
+                actions.push(report(id, token, now, Event::Checkpointed(made)));
+            }
+            Progress::NotSealed(why) if current => {
+                instance.sealing = false;
+                actions.push(report(id, token, now, Event::NotSealed(why)));
+            }
             Progress::Finished(event) => {
                 instance.live = None;
+                if matches!(event, Event::Sealed(_)) {
+                    instance.ledger = instance.ledger.seal(token.epoch);
+                }
                 if instance.forgotten {
                     self.bury(id, actions);
                 } else if token.epoch < instance.ledger.epoch_max {
@@ -565,10 +627,40 @@ impl Core {
         }
     }
 
+    /// The run of `epoch`, if it is this node's to give away.
+    fn given(&mut self, id: &InstanceId, epoch: Epoch) -> Option<(&mut Instance, Token)> {
+        let instance = self.instances.get_mut(id)?;
+        let service = matches!(instance.assignment.work, Work::Service(_));
+        let token = instance.live.filter(|_| service && !instance.stopping)?;
+        (token == instance.token() && token.epoch == epoch).then_some((instance, token))
+    }
+
+    fn seal(&mut self, id: &InstanceId, epoch: Epoch, actions: &mut Vec<Action>) {
+        if let Some((instance, token)) = self.given(id, epoch)
+            && !std::mem::replace(&mut instance.sealing, true)
+        {
+            let instance = id.clone();
+            actions.push(Action::Seal { instance, token });
+        }
+    }
+
+    fn checkpoint(&mut self, id: &InstanceId, epoch: Epoch, actions: &mut Vec<Action>) {
+        // A run that is being sealed makes its final one.
+        if let Some((instance, token)) = self.given(id, epoch)
+            && !instance.sealing
+        {
+            let instance = id.clone();
+            actions.push(Action::Checkpoint { instance, token });
+        }
+    }
+
     fn bury(&mut self, id: &InstanceId, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.remove(id) else {
             return;
         };
+        if matches!(instance.assignment.work, Work::Service(_)) {
+            actions.push(Action::Discard(id.clone()));
+        }
         let ledger = instance.ledger.seal(instance.ledger.epoch_max);
         self.entomb(id, ledger, actions);
     }

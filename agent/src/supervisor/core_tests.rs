@@ -3,8 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hop3_common::{
     id::Digest,
-    spec::{ByteSize, Limits, Millis},
-    wire::{ModelWork, StdinSource, TaskWork, Usage},
+    spec::{ByteSize, Durability, KeyFrom, Limits, Millis, ServiceLimits, State},
+    wire::{ModelWork, ServiceWork, StdinSource, TaskWork, Usage},
 };
 use proptest::prelude::*;
 
@@ -40,6 +40,58 @@ fn model() -> Work {
         memory: ByteSize::mib(64),
         deadline: Millis::secs(1),
     })
+}
+
+fn service() -> Work {
+    Work::Service(Box::new(ServiceWork {
+        name: "s".parse().unwrap(),
+        index: 0,
+        count: 1,
+        revision: 1,
+        module: Digest::of(b"service"),
+        module_bytes: 7,
+        state: State::Single,
+        key: KeyFrom::default(),
+        durability: Durability::Node,
+        checkpoint_every: Millis(0),
+        checkpoint_keep: 1,
+        env: BTreeMap::new(),
+        subscribe: vec![],
+        publish: vec![],
+        calls: vec![],
+        volumes: vec![],
+        public: false,
+        limits: ServiceLimits::default(),
+        restore: None,
+    }))
+}
+
+fn made(token: Token) -> Checkpoint {
+    Checkpoint {
+        token,
+        seq: 1,
+        at: NOW,
+        schema: 1,
+        parts: vec![],
+    }
+}
+
+fn ready() -> Progress {
+    Progress::Ready(ServiceFacts {
+        fetch_us: 0,
+        load_us: 0,
+        restore_us: 0,
+        seq: 0,
+        schema: 1,
+        state_bytes: 0,
+    })
+}
+
+fn seal(n: u8, epoch: u64) -> Input {
+    Input::Seal {
+        instance: id(n),
+        epoch: Epoch(epoch),
+    }
 }
 
 fn assign(n: u8, epoch: u64, work: Work) -> Input {
@@ -166,6 +218,7 @@ fn a_restart_loses_running_tasks_repeats_the_retriable_and_restarts_models() {
         (task(Retry::Never), false, true),
         (task(Retry::OnNodeLoss), true, true),
         (model(), true, true),
+        (service(), true, true),
     ] {
         let mut core = Core::default();
         let first = started(&core.step(assign(1, 1, work.clone()), NOW)).unwrap();
@@ -180,6 +233,7 @@ fn a_restart_loses_running_tasks_repeats_the_retriable_and_restarts_models() {
                     outputs: vec![],
                     load_us: 0,
                 }),
+                Work::Service(_) => ready(),
             };
             let _ = core.step(run(1, first, progress), NOW);
         }
@@ -230,6 +284,52 @@ fn a_stop_that_overtakes_its_assignment_wins() {
 }
 
 #[test]
+fn a_sealed_epoch_is_reported_once_and_never_starts_again() {
+    let mut core = Core::default();
+    let token = started(&core.step(assign(1, 1, service()), NOW)).unwrap();
+    let _ = core.step(run(1, token, ready()), NOW);
+    let asked = core.step(seal(1, 1), NOW);
+    assert!(matches!(asked[..], [Action::Seal { .. }]));
+    assert!(core.step(seal(1, 1), NOW).is_empty(), "a repeat");
+    // Killed before the seal was durable: it goes on.
+    let (mut killed, actions) = reborn(&core);
+    let again = started(&actions).unwrap();
+    assert!(again > token && reports(&actions).is_empty());
+    let sealed = Event::Sealed(made(again));
+    let _ = killed.step(seal(1, 1), NOW);
+    let actions = killed.step(run(1, again, Progress::Finished(sealed.clone())), NOW);
+    assert!(matches!(
+        actions[..],
+        [Action::Persist(_), Action::Report(_)]
+    ));
+    assert_eq!(reports(&actions), [sealed]);
+    let (mut killed, actions) = reborn(&killed);
+    assert!(actions.is_empty(), "neither started nor reported again");
+    assert!(killed.step(seal(1, 1), NOW).is_empty());
+    let _ = killed.step(assign(1, 1, service()), NOW);
+    assert!(killed.get(&id(1)).unwrap().live.is_none());
+    // The move is given up: the source goes on under a new epoch.
+    assert!(started(&killed.step(assign(1, 2, service()), NOW)).is_some());
+}
+
+#[test]
+fn an_instance_that_was_not_sealed_can_be_asked_again() {
+    let mut core = Core::default();
+    let token = started(&core.step(assign(1, 1, service()), NOW)).unwrap();
+    let _ = core.step(run(1, token, ready()), NOW);
+    let _ = core.step(seal(1, 1), NOW);
+    let why = Problem::new(Code::Deadline, "no coordinator");
+    let actions = core.step(run(1, token, Progress::NotSealed(why.clone())), NOW);
+    assert_eq!(reports(&actions), [Event::NotSealed(why)]);
+    assert_eq!(core.inventory()[0].phase, Phase::Running);
+    assert!(matches!(
+        core.step(seal(1, 1), NOW)[..],
+        [Action::Seal { .. }]
+    ));
+    assert!(core.step(seal(1, 2), NOW).is_empty(), "another epoch");
+}
+
+#[test]
 fn what_is_remembered_is_bounded() {
     let mut core = Core::default();
     for n in 0..TOMBSTONES_MAX + 5 {
@@ -273,6 +373,15 @@ enum Op {
     Deliver {
         n: u8,
     },
+    Seal {
+        n: u8,
+        epoch: u64,
+    },
+    /// The executor that was asked to seal `n` says how it went.
+    SealEnds {
+        n: u8,
+        well: bool,
+    },
     Crash,
 }
 
@@ -282,7 +391,9 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (n.clone(), epoch.clone(), 0u8..3)
             .prop_map(|(n, epoch, kind)| Op::Assign { n, epoch, kind }),
         2 => (n.clone(), epoch.clone()).prop_map(|(n, epoch)| Op::Stop { n, epoch }),
-        2 => (n.clone(), epoch).prop_map(|(n, epoch)| Op::Forget { n, epoch }),
+        2 => (n.clone(), epoch.clone()).prop_map(|(n, epoch)| Op::Forget { n, epoch }),
+        3 => (n.clone(), epoch).prop_map(|(n, epoch)| Op::Seal { n, epoch }),
+        3 => (n.clone(), any::<bool>()).prop_map(|(n, well)| Op::SealEnds { n, well }),
         6 => n.clone().prop_map(|n| Op::Advance { n }),
         4 => (n.clone(), any::<bool>()).prop_map(|(n, outputs)| Op::End { n, outputs }),
         3 => n.prop_map(|n| Op::Deliver { n }),
@@ -300,6 +411,8 @@ struct World {
     stopped: BTreeMap<InstanceId, Epoch>,
     gone: BTreeSet<(InstanceId, Epoch)>,
     ends: BTreeSet<(InstanceId, Token)>,
+    sealing: BTreeMap<InstanceId, Token>,
+    sealed: BTreeMap<InstanceId, Epoch>,
 }
 
 impl World {
@@ -312,6 +425,8 @@ impl World {
                     prop_assert!(token > last, "{id:?} {token} after {last}");
                     prop_assert_eq!(token.epoch, self.epoch_max[&id]);
                     prop_assert!(self.stopped.get(&id).is_none_or(|e| *e < token.epoch));
+                    prop_assert!(self.sealed.get(&id).is_none_or(|e| *e < token.epoch));
+                    self.sealing.remove(&id);
                     prop_assert!(self.live.insert(id, (token, false)).is_none(), "two runs");
                 }
                 Action::Go { instance, token } => {
@@ -331,6 +446,11 @@ impl World {
                 Action::Report(report) if crate::session::outbox::is_terminal(&report.event) => {
                     let first = self.ends.insert((report.instance.clone(), report.token));
                     prop_assert!(first, "{report:?} twice");
+                }
+                Action::Seal { instance, token } => {
+                    prop_assert_eq!(self.live[&instance].0, token);
+                    let twice = self.sealing.insert(instance, token);
+                    prop_assert!(twice.is_none(), "asked twice");
                 }
                 _ => {}
             }
@@ -352,7 +472,7 @@ proptest! {
                     // Instance 0 holds what must not be repeated.
                     let work = match (n, kind) {
                         (0, _) => task(Retry::Never),
-                        (_, 0) => model(),
+                        (_, 0) => service(),
                         _ => task(Retry::OnNodeLoss),
                     };
                     let actions = core.step(assign(n, epoch, work.clone()), NOW);
@@ -382,6 +502,7 @@ proptest! {
                 },
                 Op::End { n, outputs } => match world.live.remove(&id(n)) {
                     Some((token, _)) => {
+                        world.sealing.remove(&id(n));
                         core.step(run(n, token, Progress::Finished(ended(outputs))), NOW)
                     }
                     None => vec![],
@@ -392,9 +513,31 @@ proptest! {
                     }
                     None => vec![],
                 },
+                Op::Seal { n, epoch } => core.step(seal(n, epoch), NOW),
+                Op::SealEnds { n, well } => match world.sealing.remove(&id(n)) {
+                    Some(token) if well && world.live.contains_key(&id(n)) => {
+                        world.live.remove(&id(n));
+                        world.sealed.insert(id(n), token.epoch);
+                        let event = Event::Sealed(made(token));
+                        let actions = core.step(run(n, token, Progress::Finished(event)), NOW);
+                        // The mark is in the record that the step stores with the report.
+                        let ledger = core.stored(&id(n)).map(|stored| match stored {
+                            Stored::Held { ledger, .. } | Stored::Tombstone { ledger, .. } => ledger,
+                        });
+                        prop_assert!(ledger.unwrap().sealed_epoch >= token.epoch);
+                        prop_assert!(actions.contains(&Action::Persist(id(n))));
+                        actions
+                    }
+                    Some(token) if world.live.contains_key(&id(n)) => {
+                        let why = Problem::new(Code::Deadline, "late");
+                        core.step(run(n, token, Progress::NotSealed(why)), NOW)
+                    }
+                    _ => vec![],
+                },
                 Op::Crash => {
                     world.live.clear();
                     world.undelivered.clear();
+                    world.sealing.clear();
                     let (next, actions) = reborn(&core);
                     core = next;
                     actions

@@ -54,6 +54,12 @@ pub trait Executor: Send + Sync + 'static {
     fn cancel(&self, instance: &InstanceId, token: Token);
     /// Brings outputs to the coordinator.
     fn deliver(&self, instance: &InstanceId, token: Token, outputs: Vec<Output>);
+    /// Makes the final checkpoint of a service's run.
+    fn seal(&self, instance: &InstanceId, token: Token);
+    /// Makes a checkpoint of a service's run.
+    fn checkpoint(&self, instance: &InstanceId, token: Token);
+    /// Removes what is kept of a service's instance.
+    fn discard(&self, instance: &InstanceId);
 }
 
 enum Command {
@@ -228,6 +234,12 @@ impl Supervisor {
             pending,
         };
         Ok((supervisor, handle))
+    }
+
+    /// The instances held now.
+    #[must_use]
+    pub fn held(&self) -> BTreeSet<InstanceId> {
+        self.core.instances().map(|(id, _)| id.clone()).collect()
     }
 
     /// Runs until every [`Handle`] is gone.
@@ -467,6 +479,9 @@ fn perform(act: Action, executor: &dyn Executor) {
         } => {
             executor.deliver(&instance, token, outputs);
         }
+        Action::Seal { instance, token } => executor.seal(&instance, token),
+        Action::Checkpoint { instance, token } => executor.checkpoint(&instance, token),
+        Action::Discard(instance) => executor.discard(&instance),
         Action::Persist(_) | Action::Erase(_) | Action::Report(_) => {}
     }
 }
@@ -484,6 +499,11 @@ fn references(core: &Core) -> BTreeSet<Digest> {
             }
             Work::Model(model) => {
                 digests.insert(model.model);
+            }
+            Work::Service(service) => {
+                digests.insert(service.module);
+                let restore = service.restore.iter().flat_map(|cp| &cp.parts);
+                digests.extend(restore.map(|part| part.digest));
             }
             Work::Task(_) => {}
         }
@@ -507,6 +527,18 @@ fn log_report(report: &Report) {
         Event::Started { .. } => tracing::info!(%instance, %token, "started"),
         Event::ModelReady(_) => tracing::info!(%instance, %token, "ready"),
         Event::Stopped => tracing::info!(%instance, %token, "stopped"),
+        Event::ServiceReady(facts) => {
+            tracing::info!(%instance, %token, seq = facts.seq, "serves");
+        }
+        Event::Checkpointed(made) => {
+            tracing::info!(%instance, %token, seq = made.seq, bytes = made.bytes(), "checkpoint");
+        }
+        Event::Sealed(made) => {
+            tracing::info!(%instance, %token, seq = made.seq, bytes = made.bytes(), "sealed");
+        }
+        Event::NotSealed(problem) => {
+            tracing::warn!(%instance, %token, %problem, "not sealed; it goes on");
+        }
     }
 }
 

@@ -51,6 +51,15 @@ impl Executor for Notes {
     fn deliver(&self, instance: &InstanceId, token: Token, _outputs: Vec<Output>) {
         self.note("deliver", instance, token);
     }
+    fn seal(&self, instance: &InstanceId, token: Token) {
+        self.note("seal", instance, token);
+    }
+    fn checkpoint(&self, instance: &InstanceId, token: Token) {
+        self.note("checkpoint", instance, token);
+    }
+    fn discard(&self, instance: &InstanceId) {
+        self.note("discard", instance, Token::default());
+    }
 }
 
 fn assignment(args: Vec<String>) -> Input {

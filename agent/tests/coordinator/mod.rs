@@ -295,10 +295,31 @@ impl Session {
                         let _ = io::write(&mut send, &BlobReply::Stored, HEADER_FRAME_MAX).await;
                         let _ = send.finish();
                     }
+                    Ok(Some(StreamHeader::Outgoing)) => drop(tokio::spawn(outgoing(send, recv))),
                     _ => {}
                 }
             }
         })
+    }
+}
+
+/// Answers what instances ask of services elsewhere.
+async fn outgoing(mut send: SendStream, recv: RecvStream) {
+    let mut frames = io::FrameReader::new(recv, wire::CALL_FRAME_MAX);
+    while let Ok(Some(asked)) = frames.next::<wire::Outgoing>().await {
+        let reply = wire::ServiceReply {
+            status: 200,
+            headers: vec![],
+            body: Default::default(),
+            stream: None,
+        };
+        let reply = wire::OutgoingReply {
+            id: asked.id,
+            result: Ok(Some(reply)),
+        };
+        io::write(&mut send, &reply, wire::CALL_FRAME_MAX)
+            .await
+            .unwrap();
     }
 }
 

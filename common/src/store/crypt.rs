@@ -43,6 +43,8 @@ pub enum Purpose {
     CodeCache,
     /// QUIC stateless resets and connection ids of a coordinator: the same after a restart.
     MeshReset,
+    /// Frames of the change logs of services.
+    ServiceLog,
 }
 
 impl Purpose {
@@ -55,6 +57,7 @@ impl Purpose {
             Self::BlobHeader => "hop3 2026 blob header v1",
             Self::CodeCache => "hop3 2026 code cache v1",
             Self::MeshReset => "hop3 2026 mesh reset v1",
+            Self::ServiceLog => "hop3 2026 service log v1",
         }
     }
 }

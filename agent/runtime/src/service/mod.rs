@@ -15,6 +15,25 @@
 //! failed call the image is the one before it; the same image and inputs give the same image and
 //! effects on every machine.
 
+mod call;
+mod dirty;
+mod engine;
+mod expose;
+mod failure;
+mod image;
+mod imports;
+mod inspect;
+mod instance;
+mod live;
+mod log;
+mod module;
+#[cfg(test)]
+mod tests;
 mod types;
 
+pub use engine::{ServiceEngine, ServiceOptions, Tracking};
+pub use failure::StartError;
+pub use image::{Error as ImageError, Image};
+pub use instance::Instance;
+pub use module::ServiceModule;
 pub use types::{Called, Done, Effect, Failure, Input, Limits, LogLine, Reply, Setup};

@@ -33,7 +33,7 @@ pub struct CompiledCache {
 }
 
 /// Code whose MAC was right. Made only here, so that only checked code can be loaded.
-pub(super) struct Verified {
+pub(crate) struct Verified {
     file: Vec<u8>,
 }
 
@@ -44,7 +44,7 @@ impl Verified {
 }
 
 /// What the cache has for a module.
-pub(super) enum Lookup {
+pub(crate) enum Lookup {
     Hit(Verified),
     Miss,
     /// There is a file, but it must not be used; why, in words.
@@ -79,7 +79,7 @@ impl CompiledCache {
     }
 
     /// Looks for the code of `digest` made for `engine` and checks it.
-    pub(super) fn get(&self, engine: &[u8; 32], digest: &ModuleDigest) -> Lookup {
+    pub(crate) fn get(&self, engine: &[u8; 32], digest: &ModuleDigest) -> Lookup {
         let path = self.path(engine, digest);
         let (open, file) = match read_bounded(&path) {
             Ok(read) => read,
@@ -106,7 +106,7 @@ impl CompiledCache {
     ///
     /// # Errors
     /// The file cannot be written; nothing is left behind.
-    pub(super) fn put(
+    pub(crate) fn put(
         &self,
         engine: &[u8; 32],
         digest: &ModuleDigest,
@@ -222,7 +222,7 @@ fn has_suffix(path: &Path, suffix: &str) -> bool {
         .is_some_and(|name| name.ends_with(suffix))
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let digits = |byte: u8| [byte >> 4, byte & 15].map(|half| char::from(HEX[usize::from(half)]));
     bytes.iter().flat_map(|byte| digits(*byte)).collect()
 }

@@ -97,7 +97,7 @@ impl EngineOptions {
         }
     }
 
-    fn validate(&self) -> Result<(), OptionsError> {
+    pub(crate) fn validate(&self) -> Result<(), OptionsError> {
         let ranges = [
             (
                 "instances_max",
@@ -139,7 +139,7 @@ impl EngineOptions {
         Ok(())
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         let mut config = Config::new();
         let (reservation, guard) = match self.address_space {
             AddressSpace::Fast => (4 << 30, 32 << 20),
@@ -247,9 +247,7 @@ impl Engine {
         let ticker = Ticker::start(engine.weak(), Duration::from_millis(options.tick_ms))
             .map_err(OptionsError::Ticker)?;
         let ticker = Arc::new(ticker);
-        let mut hash = Blake3Hasher(blake3::Hasher::new());
-        engine.precompile_compatibility_hash().hash(&mut hash);
-        let compat_hash = *hash.0.finalize().as_bytes();
+        let compat_hash = compat_hash_of(&engine);
         let loaded = Loaded::default();
         Ok(Self(Arc::new(Inner {
             engine,
@@ -312,6 +310,13 @@ impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Engine").field(&self.0.options).finish()
     }
+}
+
+/// The hash of all that decides whether code compiled elsewhere runs on `engine`.
+pub(crate) fn compat_hash_of(engine: &wasmtime::Engine) -> [u8; 32] {
+    let mut hash = Blake3Hasher(blake3::Hasher::new());
+    engine.precompile_compatibility_hash().hash(&mut hash);
+    *hash.0.finalize().as_bytes()
 }
 
 /// Collects what is hashed, instead of mixing it into 64 bits.

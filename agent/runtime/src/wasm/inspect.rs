@@ -10,7 +10,7 @@ use super::wasi;
 /// Largest module accepted. The largest known guest (a Python interpreter) has 18 MB.
 pub(super) const MODULE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Most imports: all of WASI preview 1 twice over, with room.
-const IMPORTS_MAX: usize = 256;
+pub(crate) const IMPORTS_MAX: usize = 256;
 
 /// The proposals that guests may use. Must agree with `engine::config`.
 pub(super) const FEATURES: WasmFeatures = WasmFeatures::FLOATS
@@ -28,6 +28,12 @@ pub(super) const FEATURES: WasmFeatures = WasmFeatures::FLOATS
 /// Checks a module's bytes, the names of what it imports and exports, and that its memory can
 /// start within `memory_bytes_max`.
 pub(super) fn check(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
+    check_bytes(wasm)?;
+    check_sections(wasm, memory_bytes_max)
+}
+
+/// Checks that a module's bytes are valid Wasm that uses only what this engine offers.
+pub(crate) fn check_bytes(wasm: &[u8]) -> Result<(), Error> {
     if wasm.len() > MODULE_BYTES_MAX {
         return Err(Error::TooLarge {
             what: "the module",
@@ -40,8 +46,7 @@ pub(super) fn check(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
             looks_like: looks_like(wasm),
         });
     }
-    validate(wasm)?;
-    check_sections(wasm, memory_bytes_max)
+    validate(wasm)
 }
 
 fn validate(wasm: &[u8]) -> Result<(), Error> {
@@ -71,10 +76,6 @@ fn validate(wasm: &[u8]) -> Result<(), Error> {
 }
 
 fn check_sections(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
-    let malformed = |error: wasmparser::Error| Error::Malformed {
-        offset: error.offset() as u64,
-        message: printable(error.message()),
-    };
     let (mut imports, mut exports) = (0, Exports::default());
     for payload in Parser::new(0).parse_all(wasm) {
         match payload.map_err(malformed)? {
@@ -105,7 +106,16 @@ fn check_sections(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
     exports.check(imports > 0)
 }
 
-fn check_memory(pages: u64, bytes_max: u64) -> Result<(), Error> {
+/// What the parser says, as an error of ours.
+pub(crate) fn malformed(error: wasmparser::Error) -> Error {
+    Error::Malformed {
+        offset: error.offset() as u64,
+        message: printable(error.message()),
+    }
+}
+
+/// Checks that a memory can start within `bytes_max`.
+pub(crate) fn check_memory(pages: u64, bytes_max: u64) -> Result<(), Error> {
     let bytes = pages.saturating_mul(64 * 1024);
     if bytes > bytes_max {
         return Err(Error::TooLarge {
@@ -153,7 +163,8 @@ impl Exports {
     }
 }
 
-fn check_import(module: &str, name: &str) -> Result<(), Error> {
+/// Checks that an import is of WASI preview 1.
+pub(crate) fn check_import(module: &str, name: &str) -> Result<(), Error> {
     if module == wasi::MODULE && wasi::NAMES.contains(&name) {
         return Ok(());
     }

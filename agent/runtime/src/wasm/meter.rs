@@ -60,6 +60,15 @@ impl Meter {
         }
     }
 
+    /// Starts counting anew for another call of the same instance: what it holds of memory
+    /// stays counted.
+    pub(crate) fn restart(&mut self, limits: Limits, cancel: CancelToken) {
+        let memory_bytes = self.memory_bytes;
+        *self = Self::start(limits, cancel);
+        self.memory_bytes = memory_bytes;
+        self.usage.memory_peak_bytes = memory_bytes as u64;
+    }
+
     /// How long host calls of this run may block.
     pub(crate) fn wait(&self) -> &Wait {
         &self.wait

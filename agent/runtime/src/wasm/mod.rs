@@ -9,23 +9,23 @@
 //! Invariants: nothing is granted by default; every guest has an interruption point; no input
 //! (module, pointer, path, cache file) makes the host panic.
 
-mod cache;
-mod cancel;
+pub(crate) mod cache;
+pub(crate) mod cancel;
 mod clock;
-mod engine;
-mod inspect;
+pub(crate) mod engine;
+pub(crate) mod inspect;
 mod limits;
-mod meter;
+pub(crate) mod meter;
 mod module;
-mod native;
-mod outcome;
+pub(crate) mod native;
+pub(crate) mod outcome;
 mod pipe;
 mod random;
 mod run;
 mod stdio;
 mod threads;
-mod ticker;
-mod wasi;
+pub(crate) mod ticker;
+pub(crate) mod wasi;
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use super::cache::Verified;
 ///
 /// # Errors
 /// The code was made by another version or configuration of the engine.
-pub(super) fn deserialize(engine: &Engine, code: &Verified) -> wasmtime::Result<Module> {
+pub(crate) fn deserialize(engine: &Engine, code: &Verified) -> wasmtime::Result<Module> {
     // SAFETY: `deserialize` asks that the bytes come from `Module::serialize`. A `Verified` is
     // made only by the cache after checking a keyed MAC that the cache itself put on the output
     // of `serialize`; the bytes are owned memory, so nobody changes them after the check.

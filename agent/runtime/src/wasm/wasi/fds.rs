@@ -61,7 +61,11 @@ impl Fd {
 }
 
 /// All descriptors of one guest.
-pub(super) struct Fds(Vec<Option<Fd>>);
+pub(super) struct Fds {
+    open: Vec<Option<Fd>>,
+    /// Whether any of it may have changed since [`untouched`](Self::untouched).
+    touched: bool,
+}
 
 impl Fds {
     /// Standard input, output and error at 0, 1, 2.
@@ -75,32 +79,45 @@ impl Fds {
                 inheriting: 0,
             })
         };
-        Self(vec![
+        let open = vec![
             stdio(Kind::Stdin, right::FD_READ),
             stdio(Kind::Stdout, right::FD_WRITE),
             stdio(Kind::Stderr, right::FD_WRITE),
-        ])
+        ];
+        let touched = false;
+        Self { open, touched }
+    }
+
+    /// From now on, [`is_touched`](Self::is_touched) tells of changes.
+    pub(super) fn untouched(&mut self) {
+        self.touched = false;
+    }
+
+    /// Whether a descriptor may have been opened, closed, moved or changed.
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched
     }
 
     pub(super) fn insert(&mut self, fd: Fd) -> Result<u32, Errno> {
+        self.touched = true;
         let free = self
-            .0
+            .open
             .iter()
             .position(Option::is_none)
-            .unwrap_or(self.0.len());
+            .unwrap_or(self.open.len());
         if free >= FDS_MAX {
             return Err(Errno::Mfile);
         }
-        if free == self.0.len() {
-            self.0.push(None);
+        if free == self.open.len() {
+            self.open.push(None);
         }
-        self.0[free] = Some(fd);
+        self.open[free] = Some(fd);
         u32::try_from(free).map_err(|_| Errno::Mfile)
     }
 
     /// Whether one more fits: asked before anything is opened or created for it.
     pub(super) fn has_room(&self) -> Result<(), Errno> {
-        let open = self.0.iter().filter(|fd| fd.is_some()).count();
+        let open = self.open.iter().filter(|fd| fd.is_some()).count();
         if open < FDS_MAX {
             Ok(())
         } else {
@@ -109,21 +126,23 @@ impl Fds {
     }
 
     pub(super) fn get(&self, fd: u32) -> Result<&Fd, Errno> {
-        self.0
+        self.open
             .get(fd as usize)
             .and_then(Option::as_ref)
             .ok_or(Errno::Badf)
     }
 
     pub(super) fn get_mut(&mut self, fd: u32) -> Result<&mut Fd, Errno> {
-        self.0
+        self.touched = true;
+        self.open
             .get_mut(fd as usize)
             .and_then(Option::as_mut)
             .ok_or(Errno::Badf)
     }
 
     pub(super) fn remove(&mut self, fd: u32) -> Result<Fd, Errno> {
-        self.0
+        self.touched = true;
+        self.open
             .get_mut(fd as usize)
             .and_then(Option::take)
             .ok_or(Errno::Badf)
@@ -133,7 +152,7 @@ impl Fds {
     pub(super) fn renumber(&mut self, from: u32, to: u32) -> Result<(), Errno> {
         self.get(to)?;
         let moved = self.remove(from)?;
-        *self.0.get_mut(to as usize).ok_or(Errno::Badf)? = Some(moved);
+        *self.open.get_mut(to as usize).ok_or(Errno::Badf)? = Some(moved);
         Ok(())
     }
 

@@ -82,20 +82,25 @@ pub(crate) struct Host {
     pub(super) stdin: Arc<dyn Stdin>,
     pub(super) stdout: Arc<dyn Output>,
     pub(super) stderr: Arc<dyn Output>,
-    pub(super) clock: GuestClock,
-    pub(super) random: GuestRandom,
+    pub(crate) clock: GuestClock,
+    pub(crate) random: GuestRandom,
+}
+
+/// Store data that has a [`Host`] in it.
+pub(crate) trait HasHost: 'static {
+    fn host_mut(&mut self) -> &mut Host;
+}
+
+impl HasHost for Host {
+    fn host_mut(&mut self) -> &mut Host {
+        self
+    }
 }
 
 impl Host {
     /// Checks the input and opens the volumes.
     pub(crate) fn new(setup: Setup, grants: &Grants) -> Result<Self, HostError> {
-        let mut fds = Fds::new();
-        for (n, volume) in volumes(grants)?.enumerate() {
-            let number = u32::try_from(n).unwrap_or(u32::MAX);
-            let fd = open_volume(volume, number)?;
-            let room = fds.insert(fd);
-            debug_assert!(room.is_ok(), "fewer volumes than descriptors");
-        }
+        let fds = open_volumes(grants)?;
         let env = setup
             .env
             .into_iter()
@@ -122,6 +127,23 @@ impl Host {
         })
     }
 
+    /// Closes everything that the guest opened and opens again what it closed, so that no
+    /// descriptor outlives a call. Costs nothing if it touched none.
+    pub(crate) fn reset_files(&mut self, grants: &Grants) -> Result<(), HostError> {
+        self.listing = None;
+        if self.fds.is_touched() {
+            self.fds = open_volumes(grants)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the volumes, closing whatever is open.
+    pub(crate) fn open_files(&mut self, grants: &Grants) -> Result<(), HostError> {
+        self.listing = None;
+        self.fds = open_volumes(grants)?;
+        Ok(())
+    }
+
     /// How long a call on a stream with these flags may block.
     pub(super) fn stream_wait(&self, flags: u16) -> Wait {
         let mut wait = self.meter.wait().clone();
@@ -130,6 +152,19 @@ impl Host {
         }
         wait
     }
+}
+
+/// The descriptors that a guest finds at its start.
+fn open_volumes(grants: &Grants) -> Result<Fds, HostError> {
+    let mut fds = Fds::new();
+    for (n, volume) in volumes(grants)?.enumerate() {
+        let number = u32::try_from(n).unwrap_or(u32::MAX);
+        let fd = open_volume(volume, number)?;
+        let room = fds.insert(fd);
+        debug_assert!(room.is_ok(), "fewer volumes than descriptors");
+    }
+    fds.untouched();
+    Ok(fds)
 }
 
 fn invalid(what: String, why: &'static str) -> HostError {

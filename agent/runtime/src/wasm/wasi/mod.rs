@@ -23,7 +23,7 @@ use self::mem::Mem;
 use super::meter::Halt;
 
 pub use self::host::{Grants, Volume};
-pub(super) use self::host::{Host, HostError, Setup};
+pub(crate) use self::host::{HasHost, Host, HostError, Setup};
 
 /// The import module of WASI preview 1.
 pub(super) const MODULE: &str = "wasi_snapshot_preview1";
@@ -41,14 +41,14 @@ macro_rules! functions {
         pub(super) const NAMES: &[&str] = &["proc_exit", $(stringify!($name)),*];
 
         /// Offers all functions to guests.
-        pub(super) fn add_to(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+        pub(crate) fn add_to<T: HasHost>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
             linker.func_wrap(MODULE, "proc_exit", |code: i32| -> wasmtime::Result<()> {
                 Err(Halt::Exit(code).into())
             })?;
             $(linker.func_wrap(
                 MODULE,
                 stringify!($name),
-                |mut caller: Caller<'_, Host>, $($arg: $ty),*| {
+                |mut caller: Caller<'_, T>, $($arg: $ty),*| {
                     call(&mut caller, |cx| $function(cx, $($arg),*))
                 },
             )?;)*
@@ -115,19 +115,22 @@ functions! {
 }
 
 /// Counts the call, gives it the guest's memory, and turns its fault into what the guest sees.
-fn call(
-    caller: &mut Caller<'_, Host>,
+fn call<T: HasHost>(
+    caller: &mut Caller<'_, T>,
     function: impl FnOnce(&mut Cx<'_>) -> Done,
 ) -> wasmtime::Result<i32> {
-    caller.data_mut().meter.host_call()?;
-    let memory = match caller.data().memory {
+    caller.data_mut().host_mut().meter.host_call()?;
+    let memory = match caller.data_mut().host_mut().memory {
         Some(memory) => Some(memory),
         // Only while the module's own start function runs.
         None => caller.get_export("memory").and_then(Extern::into_memory),
     };
     let (bytes, host) = match memory {
-        Some(memory) => memory.data_and_store_mut(caller),
-        None => (&mut [][..], caller.data_mut()),
+        Some(memory) => {
+            let (bytes, data) = memory.data_and_store_mut(caller);
+            (bytes, data.host_mut())
+        }
+        None => (&mut [][..], caller.data_mut().host_mut()),
     };
     match function(&mut Cx {
         mem: Mem(bytes),

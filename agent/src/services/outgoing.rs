@@ -1,0 +1,334 @@
+//! What instances and the local gateway ask of the coordinator: calls to services that are not
+//! here, and messages for subscribers elsewhere. One QUIC stream, opened when it is first needed.
+//!
+//! Limits: [`IN_FLIGHT_MAX`] under way. Without a session a call ends at once, and says so; a
+//! message is dropped and counted: topics are at most once.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf as _, BytesMut};
+use hop3_common::{
+    codes::{Code, Problem},
+    id::{InstanceId, ServiceName},
+    ownership::Token,
+    wire::{
+        self, CALL_FRAME_MAX, HEADER_FRAME_MAX, OutgoingReply, OutgoingWhat, ServiceReply,
+        ServiceRequest, StreamHeader, TopicMessage, frame,
+        io::{self, FrameReader},
+    },
+};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::blobs::Link;
+
+/// Calls and messages under way.
+pub const IN_FLIGHT_MAX: usize = 1024;
+/// Encoded frames that wait for the network before no more are taken.
+const OUT_BYTES: usize = 1 << 20;
+/// How often late calls are looked for.
+const LOOK: Duration = Duration::from_millis(250);
+/// Time that a call gets beyond its deadline: the coordinator's answer says more than ours.
+const GRACE: Duration = Duration::from_secs(1);
+/// Time that a message gets to be passed on.
+const MESSAGE: Duration = Duration::from_secs(10);
+
+/// Where the end of a call goes.
+pub type Done = Box<dyn FnOnce(Result<ServiceReply, Problem>) + Send>;
+
+struct Request {
+    until: Instant,
+    from: Option<(InstanceId, Token)>,
+    what: OutgoingWhat,
+    /// `None`: a message.
+    done: Option<Done>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// See the module. Clones are the same.
+#[derive(Clone)]
+pub struct Outgoing {
+    requests: mpsc::Sender<Request>,
+    places: Arc<Semaphore>,
+    dropped: Arc<AtomicU64>,
+    link: Link,
+}
+
+/// The task behind it.
+pub struct Task {
+    requests: mpsc::Receiver<Request>,
+    dropped: Arc<AtomicU64>,
+    link: Link,
+}
+
+impl Outgoing {
+    /// A way out over the session in `link`, and the task that must run for it.
+    #[must_use]
+    pub fn new(link: Link) -> (Self, Task) {
+        let (sender, requests) = mpsc::channel(IN_FLIGHT_MAX);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let outgoing = Self {
+            requests: sender,
+            places: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            dropped: dropped.clone(),
+            link: link.clone(),
+        };
+        let task = Task {
+            requests,
+            dropped,
+            link,
+        };
+        (outgoing, task)
+    }
+
+    /// Whether there is a session.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.link.borrow().is_some()
+    }
+
+    /// Messages dropped so far.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Calls a service by name.
+    pub fn call(
+        &self,
+        from: Option<(InstanceId, Token)>,
+        service: ServiceName,
+        request: ServiceRequest,
+        until: Instant,
+        done: Done,
+    ) {
+        if !self.stands() {
+            return done(Err(away()));
+        }
+        let what = OutgoingWhat::Call { service, request };
+        if let Err((Some(done), problem)) = self.send(from, what, until, Some(done)) {
+            done(Err(problem));
+        }
+    }
+
+    /// Passes a message on, if it can be.
+    pub fn publish(&self, from: (InstanceId, Token), message: TopicMessage) {
+        let what = OutgoingWhat::Publish(message);
+        let until = Instant::now() + MESSAGE;
+        if !self.stands() || self.send(Some(from), what, until, None).is_err() {
+            drop_message(&self.dropped);
+        }
+    }
+
+    fn send(
+        &self,
+        from: Option<(InstanceId, Token)>,
+        what: OutgoingWhat,
+        until: Instant,
+        done: Option<Done>,
+    ) -> Result<(), (Option<Done>, Problem)> {
+        let busy = || {
+            let message = format!("{IN_FLIGHT_MAX} calls and messages are under way on this node");
+            Problem::new(Code::Busy, message)
+        };
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            return Err((done, busy()));
+        };
+        let request = Request {
+            until,
+            from,
+            what,
+            done,
+            _place: place,
+        };
+        self.requests.try_send(request).map_err(|error| {
+            let request = error.into_inner();
+            (request.done, busy())
+        })
+    }
+}
+
+fn away() -> Problem {
+    Problem::new(
+        Code::Unavailable,
+        "the service is not on this node, and there is no session with the coordinator: the call \
+         was not made",
+    )
+}
+
+fn drop_message(dropped: &AtomicU64) {
+    let before = dropped.fetch_add(1, Ordering::Relaxed);
+    if before.is_power_of_two() || before == 0 {
+        tracing::warn!(
+            dropped = before + 1,
+            "messages for other nodes were dropped"
+        );
+    }
+}
+
+/// One that the coordinator has not answered.
+struct Pending {
+    until: Instant,
+    done: Option<Done>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Pending {
+    fn end(self, result: Result<Option<ServiceReply>, Problem>, dropped: &AtomicU64) {
+        match (self.done, result) {
+            (Some(done), Ok(Some(reply))) => done(Ok(reply)),
+            (Some(done), Ok(None)) => {
+                let message = "the coordinator's answer has no reply";
+                done(Err(Problem::new(Code::Protocol, message)));
+            }
+            (Some(done), Err(problem)) => done(Err(problem)),
+            (None, Ok(_)) => {}
+            (None, Err(_)) => drop_message(dropped),
+        }
+    }
+}
+
+impl Task {
+    /// Passes on what comes, until nobody can ask any more.
+    pub async fn run(mut self) {
+        while let Some(request) = self.requests.recv().await {
+            let connection = self.link.borrow().clone();
+            let Some(connection) = connection else {
+                self.refuse(request);
+                continue;
+            };
+            match open(&connection).await {
+                Ok((send, recv)) => {
+                    let mut lane = Lane::new(send, recv, self.dropped.clone());
+                    lane.take(request);
+                    lane.serve(&mut self.requests, &connection).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no stream to the coordinator");
+                    self.refuse(request);
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, request: Request) {
+        match request.done {
+            Some(done) => done(Err(away())),
+            None => drop_message(&self.dropped),
+        }
+    }
+}
+
+async fn open(connection: &Connection) -> Result<(SendStream, RecvStream), io::Error> {
+    let opened = connection.open_bi().await;
+    let (mut send, recv) = opened.map_err(std::io::Error::from)?;
+    io::write(&mut send, &StreamHeader::Outgoing, HEADER_FRAME_MAX).await?;
+    Ok((send, recv))
+}
+
+/// One stream.
+struct Lane {
+    send: SendStream,
+    frames: FrameReader<RecvStream>,
+    out: BytesMut,
+    last_id: u64,
+    pending: HashMap<u64, Pending>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Lane {
+    fn new(send: SendStream, recv: RecvStream, dropped: Arc<AtomicU64>) -> Self {
+        Self {
+            send,
+            frames: FrameReader::new(recv, CALL_FRAME_MAX),
+            out: BytesMut::new(),
+            last_id: 0,
+            pending: HashMap::new(),
+            dropped,
+        }
+    }
+
+    fn take(&mut self, request: Request) {
+        let Request {
+            until,
+            from,
+            what,
+            done,
+            _place,
+        } = request;
+        self.last_id += 1;
+        let id = self.last_id;
+        let left = until.saturating_duration_since(Instant::now()).as_millis();
+        let deadline_ms = u32::try_from(left).unwrap_or(u32::MAX);
+        let pending = Pending {
+            until,
+            done,
+            _place,
+        };
+        let frame = wire::Outgoing {
+            id,
+            deadline_ms,
+            from,
+            what,
+        };
+        match frame::encode(&frame, CALL_FRAME_MAX, &mut self.out) {
+            Ok(()) => drop(self.pending.insert(id, pending)),
+            Err(error) => {
+                let problem = Problem::new(Code::TooLarge, format!("the request: {error}"));
+                pending.end(Err(problem), &self.dropped);
+            }
+        }
+    }
+
+    /// Serves until the stream or its connection ends.
+    async fn serve(&mut self, requests: &mut mpsc::Receiver<Request>, connection: &Connection) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                wrote = self.send.write(&self.out), if !self.out.is_empty() => match wrote {
+                    Ok(n) => self.out.advance(n),
+                    Err(_) => break,
+                },
+                request = requests.recv(), if self.out.len() < OUT_BYTES => match request {
+                    Some(request) => self.take(request),
+                    None => break,
+                },
+                reply = self.frames.next::<OutgoingReply>() => match reply {
+                    Ok(Some(reply)) => {
+                        if let Some(pending) = self.pending.remove(&reply.id) {
+                            pending.end(reply.result, &self.dropped);
+                        }
+                    }
+                    Ok(None) | Err(_) => break,
+                },
+                _ = connection.closed() => break,
+                _ = look.tick(), if !self.pending.is_empty() => self.end_late(),
+            }
+        }
+        let lost = Problem::new(
+            Code::OutcomeUnknown,
+            "the session with the coordinator ended while the call was under way",
+        );
+        for (_, pending) in self.pending.drain() {
+            pending.end(Err(lost.clone()), &self.dropped);
+        }
+    }
+
+    fn end_late(&mut self) {
+        let now = Instant::now();
+        let late = self.pending.extract_if(|_, p| now >= p.until + GRACE);
+        for (_, pending) in late {
+            let message = "no answer came in time; whether the call was made is not known";
+            let problem = Problem::new(Code::OutcomeUnknown, message);
+            pending.end(Err(problem), &self.dropped);
+        }
+    }
+}

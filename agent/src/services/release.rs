@@ -1,0 +1,110 @@
+//! What a handled item leads to in the world, once it may leave. Nothing here blocks.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use hop3_common::{
+    codes::Problem,
+    wire::{CallResult, ServiceRequest},
+};
+
+use super::{actor::Actor, desk::lines::Piece, inbox::ReplyTo};
+
+/// One thing that leaves.
+pub enum Release {
+    /// An answer.
+    Reply {
+        /// Where to.
+        to: ReplyTo,
+        /// What.
+        result: Result<CallResult, Problem>,
+    },
+    /// A client stream was opened.
+    Open(u64),
+    /// Something for a client.
+    Piece {
+        /// Which stream.
+        stream: u64,
+        /// Its number.
+        seq: u64,
+        /// What.
+        piece: Piece,
+    },
+    /// Something of a client was handled.
+    Handled {
+        /// Which stream.
+        stream: u64,
+        /// Its number.
+        seq: u64,
+    },
+    /// A client stream is over.
+    Over(u64),
+    /// A message.
+    Publish {
+        /// The effect's number.
+        seq: u64,
+        /// The topic.
+        topic: String,
+        /// What.
+        payload: Bytes,
+    },
+    /// A call of the guest.
+    Call {
+        /// Its number.
+        call: u64,
+        /// Which service.
+        service: String,
+        /// What.
+        request: Box<ServiceRequest>,
+    },
+}
+
+/// Where the effects of instances go.
+pub trait World: Send + Sync + 'static {
+    /// Passes a message on; at most once.
+    fn publish(&self, from: &Arc<Actor>, seq: u64, topic: String, payload: Bytes);
+    /// Makes a call; its end comes back as an item of the actor.
+    fn call(&self, from: &Arc<Actor>, call: u64, service: &str, request: ServiceRequest);
+}
+
+impl Release {
+    /// About how many bytes it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Reply {
+                result: Ok(CallResult::Service(reply)),
+                ..
+            } => reply.body.len(),
+            Self::Piece {
+                piece: Piece::Data { bytes, .. },
+                ..
+            } => bytes.len(),
+            Self::Publish { payload, .. } => payload.len(),
+            Self::Call { request, .. } => request.body.len(),
+            _ => 0,
+        }
+    }
+
+    /// Lets it out.
+    pub fn carry_out(self, actor: &Arc<Actor>) {
+        let world = &actor.parts.world;
+        match self {
+            Self::Reply { to, result } => to(result),
+            Self::Open(stream) => actor.links.open(stream, Instant::now()),
+            Self::Piece { stream, seq, piece } => actor.links.send(stream, seq, piece),
+            Self::Handled { stream, seq } => actor.links.handled(stream, seq),
+            Self::Over(stream) => actor.links.remove(stream),
+            Self::Publish {
+                seq,
+                topic,
+                payload,
+            } => world.publish(actor, seq, topic, payload),
+            Self::Call {
+                call,
+                service,
+                request,
+            } => world.call(actor, call, &service, *request),
+        }
+    }
+}

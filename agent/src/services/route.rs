@@ -1,0 +1,178 @@
+//! Where effects go: instances of this node directly, everybody else over the coordinator.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hop3_common::{
+    codes::{Code, Problem},
+    id::{InstanceId, ServiceName},
+    ownership::Token,
+    spec::{KeyFrom, State, service::shard_of},
+    wire::{CallResult, ServiceReply, ServiceRequest, TopicMessage},
+};
+use hop3_runtime::wasm::CancelToken;
+
+use super::{
+    Services,
+    actor::Actor,
+    inbox::{Ask, Item},
+    outgoing::Done,
+    release::World,
+};
+
+/// Whether nothing began, so that another way may be tried.
+pub(crate) fn surely_not_begun(problem: &Problem) -> bool {
+    matches!(
+        problem.code,
+        Code::NotHere | Code::ServiceNotReady | Code::Busy | Code::Storage
+    )
+}
+
+/// The key of a request, if it has one.
+#[must_use]
+pub(crate) fn key_of(key: &KeyFrom, request: &ServiceRequest) -> Option<Vec<u8>> {
+    match key {
+        KeyFrom::Path(n) => {
+            let path = request.path.split(['?', '#']).next().unwrap_or_default();
+            // The path begins with a slash.
+            let part = path.split('/').nth(usize::from(*n))?;
+            Some(part.as_bytes().to_vec())
+        }
+        KeyFrom::Header(name) => {
+            let found = request.headers.iter().find(|(header, _)| header == name);
+            found.map(|(_, value)| value.to_vec())
+        }
+    }
+}
+
+impl Services {
+    /// An instance of this node that could take a request to `service`.
+    #[must_use]
+    pub fn pick(&self, service: &ServiceName, request: &ServiceRequest) -> Option<Arc<Actor>> {
+        let mine = self.of(service).into_iter();
+        let mine = mine.filter(|actor| actor.serves());
+        mine.filter(|actor| match actor.work().state {
+            State::None | State::Single => true,
+            State::Keyed => key_of(&actor.work().key, request)
+                .is_some_and(|key| shard_of(&key, actor.work().count) == actor.work().index),
+        })
+        .min_by_key(|actor| actor.in_flight())
+    }
+
+    /// Calls a service: here if it can, else over the coordinator.
+    pub fn call_service(
+        &self,
+        from: Option<(InstanceId, Token)>,
+        service: ServiceName,
+        request: ServiceRequest,
+        until: Instant,
+        done: Done,
+    ) {
+        let Some(actor) = self.pick(&service, &request) else {
+            let outgoing = &self.0.outgoing;
+            return outgoing.call(from, service, request, until, done);
+        };
+        let (outgoing, again) = (self.0.outgoing.clone(), request.clone());
+        let reply = move |result: Result<CallResult, Problem>| match result {
+            Err(problem) if surely_not_begun(&problem) && outgoing.stands() => {
+                outgoing.call(from, service, again, until, done);
+            }
+            result => done(service_reply(result)),
+        };
+        let ask = Ask {
+            until,
+            cancel: CancelToken::new(),
+            reply: Box::new(reply),
+        };
+        actor.request(request, ask);
+    }
+}
+
+/// The reply to a request.
+pub(crate) fn service_reply(result: Result<CallResult, Problem>) -> Result<ServiceReply, Problem> {
+    match result? {
+        CallResult::Service(reply) => Ok(reply),
+        _ => Err(Problem::new(
+            Code::Internal,
+            "a request was answered with something else than a reply",
+        )),
+    }
+}
+
+impl World for Services {
+    fn publish(&self, from: &Arc<Actor>, seq: u64, topic: String, payload: Bytes) {
+        let message = TopicMessage {
+            topic,
+            payload,
+            from: Some((from.instance().clone(), seq)),
+        };
+        for actor in self.actors() {
+            let covers = |topic: &hop3_common::spec::Topic| topic.covers(&message.topic);
+            if !actor.work().subscribe.iter().any(covers) {
+                continue;
+            }
+            let limit = Duration::from_millis(actor.work().limits.deadline.0);
+            let to = actor.instance().clone();
+            let reply = move |result: Result<CallResult, Problem>| {
+                if let Err(problem) = result {
+                    tracing::debug!(%to, %problem, "a message was not handled");
+                }
+            };
+            let ask = Ask {
+                until: Instant::now() + limit,
+                cancel: CancelToken::new(),
+                reply: Box::new(reply),
+            };
+            actor.message(message.clone(), ask);
+        }
+        let from = (from.instance().clone(), from.token());
+        self.0.outgoing.publish(from, message);
+    }
+
+    fn call(&self, from: &Arc<Actor>, call: u64, service: &str, request: ServiceRequest) {
+        let caller = Arc::downgrade(from);
+        let done: Done = Box::new(move |result| {
+            // An instance that ended meanwhile finds the call in its desk at its next start.
+            if let Some(caller) = caller.upgrade() {
+                caller.push(Item::CallEnded {
+                    call,
+                    result,
+                    refused: false,
+                });
+            }
+        });
+        let Ok(service) = service.parse::<ServiceName>() else {
+            let message = format!("`{service}` is not the name of a service");
+            return done(Err(Problem::new(Code::ServiceUnknown, message)));
+        };
+        let until = Instant::now() + Duration::from_millis(from.work().limits.deadline.0);
+        let from = Some((from.instance().clone(), from.token()));
+        self.call_service(from, service, request, until, done);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn keys_are_where_the_service_says() {
+        let request = ServiceRequest {
+            method: "GET".into(),
+            path: "/rooms/kitchen?x=/y".into(),
+            headers: vec![("x-device".into(), Bytes::from_static(b"d7"))],
+            body: Bytes::new(),
+            more: false,
+            idempotency_key: None,
+            from: None,
+        };
+        let key = |text: &str| key_of(&text.parse().unwrap(), &request);
+        assert_eq!(key("path/2").unwrap(), b"kitchen");
+        assert_eq!(key("header/x-device").unwrap(), b"d7");
+        assert_eq!((key("path/3"), key("header/other")), (None, None));
+    }
+}
