@@ -99,7 +99,15 @@ async fn take(
     }
     core.records.commit(batch).await?;
     core.services.show(next);
-    learn(core, node, &instance, record.epoch, &outcome, facts, started);
+    learn(
+        core,
+        node,
+        &instance,
+        record.epoch,
+        &outcome,
+        facts,
+        started,
+    );
     let mut nodes = vec![node.id.clone()];
     match &outcome {
         Outcome::Swapped { to, .. } => {
@@ -261,7 +269,10 @@ fn set_failed(serving: &mut Serving, node: &NodeId, epoch: Epoch, why: &str) {
     let failures = serving.failures.saturating_add(1);
     let wait_ms = backoff_ms(failures);
     *serving = Serving {
-        reason: format!("failed on {node}, tried again in {}: {why}", Millis(wait_ms)),
+        reason: format!(
+            "failed on {node}, tried again in {}: {why}",
+            Millis(wait_ms)
+        ),
         failures,
         retry_at: Some(UnixMs::now().plus(wait_ms)),
         failed_on: Some(node.clone()),
@@ -276,7 +287,9 @@ fn supersede(core: &Core, outcome: &Outcome, now: Option<&Checkpoint>) {
     };
     let kept = |digest| now.is_some_and(|cp| cp.parts.iter().any(|part| part.digest == digest));
     let parts = before.iter().flat_map(|cp| &cp.parts);
-    let gone = parts.map(|part| part.digest).filter(|digest| !kept(*digest));
+    let gone = parts
+        .map(|part| part.digest)
+        .filter(|digest| !kept(*digest));
     core.services.supersede(gone);
 }
 
