@@ -204,3 +204,7 @@ impl ServiceInstanceRecord {
         self.tied = true;
     }
 }
+
+#[cfg(test)]
+#[path = "swap_tests.rs"]
+mod tests;
