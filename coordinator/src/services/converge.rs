@@ -460,7 +460,10 @@ fn assign(
         record.tied = false;
     }
     if let Some(moving) = &mut record.moving {
-        moving.to = node.clone();
+        // Back at the source it is no target: the move will have failed.
+        if node != moving.from {
+            moving.to = node.clone();
+        }
     }
     record.assign(node.clone(), revision);
     Some(decision.on(Some(&node)).by(Some(placement)))

@@ -12,6 +12,7 @@ use hop3_common::{
 
 use super::{
     converge::{converge, instance_key},
+    place,
     plan::backoff_ms,
     swap::Outcome,
     table::{Copying, Service, Serving},
@@ -115,6 +116,9 @@ async fn take(
                 core.nodes.ledger().release(&node.id, &instance);
                 nodes.push(to.clone());
             }
+        }
+        Outcome::Ready { moved: Some(moved) } if moved.to != node.id => {
+            core.nodes.ledger().release(&moved.to, &instance);
         }
         Outcome::Failed {
             aborted: Some(moved),
@@ -383,12 +387,17 @@ pub(crate) async fn held_newer(
         let before = record.node.clone();
         record.adopt(node.clone(), held, UnixMs::now());
         let record = record.clone();
+        let amount = place::amount(&next);
         let reason = format!("{node} holds epoch {held}, newer than the record's");
         let decision = Decision::new(id.to_string(), "adopt", reason).on(Some(node));
         let batch = Batch::new().put(&instance_key(&next, index as usize), &record)?;
         let batch = core.decisions.record(batch, decision, UnixMs::now())?;
         core.records.commit(batch).await?;
         core.services.show(next);
+        for gone in before.iter().filter(|before| *before != node) {
+            core.nodes.ledger().release(gone, &id);
+        }
+        core.nodes.ledger().reserve(node, &id, amount);
         drop(lock);
         for node in before.iter().chain(Some(node)) {
             instance_on(core, node, &id);
