@@ -47,6 +47,9 @@ pub struct Raw {
     /// TCP address of the API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_listen: Option<String>,
+    /// TCP address of the gateway, where clients of services come in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_listen: Option<String>,
     /// Hosts (and ports) under which agents reach it; they are in join tokens.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub advertise: Vec<String>,
@@ -81,6 +84,8 @@ pub struct Config {
     pub mesh_listen: SocketAddr,
     /// TCP address of the API.
     pub api_listen: SocketAddr,
+    /// TCP address of the gateway.
+    pub gateway_listen: SocketAddr,
     /// Under which addresses agents reach it. No port = that of the mesh's socket.
     pub advertise: Vec<Advertised>,
     /// More names in the API's certificate.
@@ -223,6 +228,7 @@ impl Raw {
             mesh: mesh.map_err(|e: hop3_common::id::Error| wrong("mesh", format!(": {e}")))?,
             mesh_listen: listen("mesh_listen", self.mesh_listen, 7430)?,
             api_listen: listen("api_listen", self.api_listen, 7431)?,
+            gateway_listen: listen("gateway_listen", self.gateway_listen, 7432)?,
             advertise: advertise?,
             api_names: names.collect::<Result<_, _>>()?,
             lost_after_ms,
@@ -305,6 +311,7 @@ mod tests {
         let config = raw("").unwrap();
         assert_eq!(config.mesh_listen.to_string(), "0.0.0.0:7430");
         assert_eq!(config.api_listen.to_string(), "0.0.0.0:7431");
+        assert_eq!(config.gateway_listen.to_string(), "0.0.0.0:7432");
         assert_eq!(
             (config.lost_after_ms, config.certificate_ttl_s),
             (30_000, 86_400)

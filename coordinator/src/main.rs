@@ -43,6 +43,9 @@ struct Run {
     /// Address of the API (TCP).
     #[arg(long, value_name = "IP:PORT")]
     api_listen: Option<String>,
+    /// Address of the gateway to services (TCP).
+    #[arg(long, value_name = "IP:PORT")]
+    gateway_listen: Option<String>,
     /// Where agents reach this coordinator; written into join tokens. May be repeated.
     #[arg(long, value_name = "HOST[:PORT]")]
     advertise: Vec<String>,
@@ -115,6 +118,7 @@ fn run(flags: Run) -> Result<()> {
         data_dir: flags.settings.data_dir,
         mesh_listen: flags.mesh_listen,
         api_listen: flags.api_listen,
+        gateway_listen: flags.gateway_listen,
         advertise: flags.advertise,
         api_name: flags.api_name,
         ..Raw::default()

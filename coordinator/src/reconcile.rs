@@ -68,7 +68,7 @@ fn desired_of(core: &Core, node: &NodeId, instance: &InstanceId) -> Option<Desir
 
 /// Sends the difference. Answers what the node holds under a newer epoch than the record's.
 fn converge(core: &Core, node: &Node, instances: &[InstanceId]) -> Vec<(InstanceId, Epoch)> {
-    let mut newer = Vec::new();
+    let (mut newer, mut leftovers) = (Vec::new(), Vec::new());
     // What is wanted is read under the lock under which it is sent: whoever comes later has seen
     // more, and nothing older is sent after it.
     let mut live = node.live();
@@ -82,7 +82,10 @@ fn converge(core: &Core, node: &Node, instances: &[InstanceId]) -> Vec<(Instance
         let holds = live.held.get(instance);
         match holds.map(|holds| standing(core, instance, holds.token.epoch)) {
             // What an older service of that name left behind goes first.
-            Some(Standing::Leftover) => wanted = None,
+            Some(Standing::Leftover) => {
+                wanted = None;
+                leftovers.push(instance.clone());
+            }
             // The record was restored, maybe with another owner: what is here is the newest.
             Some(Standing::Newer(epoch)) => {
                 newer.push((instance.clone(), epoch));
@@ -105,6 +108,12 @@ fn converge(core: &Core, node: &Node, instances: &[InstanceId]) -> Vec<(Instance
                 }
             }
         }
+    }
+    leftovers.retain(|instance| !live.held.contains_key(instance));
+    drop(live);
+    if !leftovers.is_empty() {
+        // They are gone: now the new ones may come. Nothing is left over the second time.
+        newer.extend(converge(core, node, &leftovers));
     }
     newer
 }

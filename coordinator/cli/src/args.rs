@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hop3_common::{
-    id::{ModelName, NodeId},
+    id::{ModelName, NodeId, ServiceName},
     spec::{ByteSize, CpuMilli, Millis, Selector, Tier, placement::parse_label},
     wire::attach::Channel,
 };
 
-/// Operates a Hop3 mesh: nodes, tasks, models.
+/// Operates a Hop3 mesh: nodes, tasks, models, services.
 #[derive(Debug, Parser)]
 #[command(name = "hop3", version, max_term_width = 100)]
 pub struct Cli {
@@ -60,6 +60,28 @@ pub enum Command {
     /// ONNX models.
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Long-lived work, with or without state.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Declare what a file says: tasks, models, services.
+    Apply(Apply),
+    /// Show what there is of a kind, or one of it.
+    Get {
+        /// What kind of thing.
+        kind: GetKind,
+        /// Its name or id.
+        name: Option<String>,
+    },
+    /// Remove something.
+    Delete {
+        /// What kind of thing.
+        kind: DeleteKind,
+        /// Its name or id.
+        name: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Call a module once, input to output: no record, no wait.
     Invoke(Invoke),
     /// Say why something is where it is, or why it does not run.
@@ -91,6 +113,149 @@ pub enum ExplainKind {
     Node,
     /// A model.
     Model,
+    /// A service.
+    Service,
+}
+
+/// What can be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GetKind {
+    /// Nodes.
+    #[value(alias = "nodes")]
+    Node,
+    /// Artifacts.
+    #[value(alias = "artifacts")]
+    Artifact,
+    /// Tasks.
+    #[value(alias = "tasks")]
+    Task,
+    /// Models.
+    #[value(alias = "models")]
+    Model,
+    /// Services.
+    #[value(alias = "services")]
+    Service,
+}
+
+/// What can be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeleteKind {
+    /// A node: it leaves the mesh for good.
+    Node,
+    /// An artifact that nothing uses.
+    Artifact,
+    /// A model with its versions.
+    Model,
+    /// A service with its state.
+    Service,
+}
+
+/// `hop3 apply`.
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// The file, YAML or JSON, with one or more documents; - reads standard input.
+    #[arg(long, short)]
+    pub file: PathBuf,
+    /// Do not wait until services and models are ready.
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Longest wait.
+    #[arg(long, default_value = "60s")]
+    pub timeout: Millis,
+}
+
+/// `hop3 service …`.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// List services.
+    Ls,
+    /// Show one, with its instances.
+    Show {
+        /// Its name.
+        name: ServiceName,
+    },
+    /// Ask it; the answer's body goes to standard output.
+    Invoke(ServiceInvoke),
+    /// Print what an instance logs.
+    Logs {
+        /// Its name.
+        name: ServiceName,
+        /// Which replica or shard; may be left out where there is one.
+        #[arg(long)]
+        index: Option<u32>,
+        /// Go on as more comes.
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Change the number of replicas of a service without state.
+    Scale {
+        /// NAME=REPLICAS.
+        #[arg(value_parser = scale)]
+        to: (ServiceName, u32),
+    },
+    /// Make a checkpoint of an instance now.
+    Checkpoint {
+        /// Its name.
+        name: ServiceName,
+        /// Which shard; may be left out where there is one.
+        #[arg(long)]
+        index: Option<u32>,
+    },
+    /// Move an instance to another node, with its state.
+    Migrate(ServiceMigrate),
+}
+
+/// `hop3 service invoke`.
+#[derive(Debug, Args)]
+pub struct ServiceInvoke {
+    /// Its name.
+    pub name: ServiceName,
+    /// Path and query, as the service sees it.
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    /// HTTP method [default: GET, or POST with --input].
+    #[arg(long)]
+    pub method: Option<String>,
+    /// File with the body; - reads standard input.
+    #[arg(long)]
+    pub input: Option<PathBuf>,
+    /// A header, NAME:VALUE. May be repeated.
+    #[arg(long, short = 'H', value_name = "NAME:VALUE")]
+    pub header: Vec<String>,
+    /// Ask this replica or shard.
+    #[arg(long)]
+    pub index: Option<u32>,
+}
+
+/// `hop3 service migrate`.
+#[derive(Debug, Args)]
+pub struct ServiceMigrate {
+    /// Its name.
+    pub name: ServiceName,
+    /// Which replica or shard; may be left out where there is one.
+    #[arg(long)]
+    pub index: Option<u32>,
+    /// Where to; the scheduler chooses if it is left out.
+    #[arg(long)]
+    pub to: Option<NodeId>,
+    /// Follow the move to its end.
+    #[arg(long, short)]
+    pub watch: bool,
+    /// Give up a move that is under way.
+    #[arg(long, conflicts_with_all = ["to", "watch"])]
+    pub abort: bool,
+}
+
+/// `NAME=REPLICAS`.
+fn scale(text: &str) -> Result<(ServiceName, u32), String> {
+    let (name, replicas) = text
+        .split_once('=')
+        .ok_or_else(|| format!("`{text}` must be NAME=REPLICAS"))?;
+    let name = name.parse().map_err(|error| format!("{error}"))?;
+    let replicas = replicas
+        .parse()
+        .map_err(|_| format!("`{replicas}` is not a number of replicas"))?;
+    Ok((name, replicas))
 }
 
 /// `hop3 dev`.
@@ -522,5 +687,67 @@ pub fn output_channel(stderr: bool) -> Channel {
         Channel::Stderr
     } else {
         Channel::Stdout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        let words = line.split_whitespace();
+        let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
+        Ok(cli.command)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn services_are_scaled_moved_and_asked() {
+        let scale = parsed("hop3 service scale counter=3").unwrap();
+        let Command::Service(ServiceCommand::Scale { to: (name, 3) }) = scale else {
+            panic!("{scale:?}")
+        };
+        assert_eq!(name.as_str(), "counter");
+        for bad in ["counter", "counter=", "counter=-1", "=3", "Counter=3"] {
+            assert!(
+                parsed(&format!("hop3 service scale {bad}")).is_err(),
+                "{bad}"
+            );
+        }
+        let moved = parsed("hop3 service migrate counter --index 2 --to edge-1 --watch").unwrap();
+        let Command::Service(ServiceCommand::Migrate(args)) = moved else {
+            panic!("{moved:?}")
+        };
+        assert_eq!((args.index, args.watch), (Some(2), true));
+        assert!(parsed("hop3 service migrate counter --abort --to edge-1").is_err());
+        let asked = parsed("hop3 service invoke counter --path /add -H x-key:7 --input -").unwrap();
+        let Command::Service(ServiceCommand::Invoke(args)) = asked else {
+            panic!("{asked:?}")
+        };
+        assert_eq!((args.path.as_str(), args.header.len()), ("/add", 1));
+    }
+
+    #[test]
+    fn documents_are_applied_and_things_shown_and_removed() {
+        let Command::Apply(args) = parsed("hop3 apply -f - --timeout 5s").unwrap() else {
+            panic!("not apply")
+        };
+        assert_eq!((args.timeout, args.no_wait), (Millis::secs(5), false));
+        assert!(parsed("hop3 apply").is_err());
+        for kind in ["node", "artifacts", "task", "models", "service"] {
+            assert!(parsed(&format!("hop3 get {kind}")).is_ok(), "{kind}");
+        }
+        assert!(parsed("hop3 get thing").is_err());
+        let removed = parsed("hop3 delete service counter --yes").unwrap();
+        assert!(matches!(removed, Command::Delete { yes: true, .. }));
+        assert!(parsed("hop3 delete task t").is_err(), "tasks are cancelled");
+        assert!(parsed("hop3 explain service counter").is_ok());
     }
 }

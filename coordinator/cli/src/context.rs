@@ -23,6 +23,9 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 pub struct Context {
     /// `https://HOST:PORT`.
     pub api: String,
+    /// The gateway to services, `https://HOST:PORT`, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
     /// The CA certificate that the API's certificate chains to.
     pub ca_file: PathBuf,
     /// The API token.
@@ -106,6 +109,9 @@ impl Context {
         };
         let stored = stored.as_ref();
         Ok(Self {
+            gateway: stored
+                .filter(|_| cli.api.is_none())
+                .and_then(|stored| stored.gateway.clone()),
             api: cli
                 .api
                 .clone()

@@ -20,6 +20,7 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Router, extract::DefaultBodyLimit, middleware};
+use axum_server::tls_rustls::RustlsConfig;
 use tokio_util::sync::CancellationToken;
 use utoipa::{Modify as _, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -136,27 +137,37 @@ pub fn router(core: Arc<Core>) -> Router {
 pub async fn serve(
     core: Arc<Core>,
     listener: TcpListener,
-    tls: rustls::ServerConfig,
+    tls: RustlsConfig,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    listener.set_nonblocking(true).context("the API's socket")?;
+    serve_http(router(core), listener, tls, shutdown).await
+}
+
+/// Serves `router` on `listener` until `shutdown`; requests in flight get a bounded time. `tls` may
+/// be renewed meanwhile.
+pub async fn serve_http(
+    router: Router,
+    listener: TcpListener,
+    tls: RustlsConfig,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    listener.set_nonblocking(true).context("the socket")?;
     let handle = axum_server::Handle::new();
     let stopper = handle.clone();
     let stopping = tokio::spawn(async move {
         shutdown.cancelled().await;
         stopper.graceful_shutdown(Some(DRAIN_TIMEOUT));
     });
-    let config = axum_server::tls_rustls::RustlsConfig::from_config(Arc::new(tls));
-    let acceptor = axum_server::tls_rustls::RustlsAcceptor::new(config)
+    let acceptor = axum_server::tls_rustls::RustlsAcceptor::new(tls)
         .handshake_timeout(HEADER_TIMEOUT)
         .acceptor(axum_server::accept::NoDelayAcceptor::new());
-    let server = axum_server::from_tcp(listener).context("the API's socket")?;
+    let server = axum_server::from_tcp(listener).context("the socket")?;
     let served = server
         .acceptor(acceptor)
         .handle(handle)
-        .serve(router(core).into_make_service())
+        .serve(router.into_make_service())
         .await
-        .context("the API");
+        .context("serving");
     stopping.abort();
     served
 }

@@ -239,7 +239,10 @@ fn passed(headers: &HeaderMap) -> Answer<Vec<(String, Bytes)>> {
             (name.as_str().to_owned(), value)
         })
         .collect();
-    let bytes: usize = passed.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bytes: usize = passed
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     if passed.len() > HEADERS_MAX || bytes > HEADERS_BYTES_MAX {
         let message =
             format!("a request has at most {HEADERS_MAX} headers of {HEADERS_BYTES_MAX} bytes");
@@ -253,9 +256,7 @@ fn key_of(headers: &HeaderMap) -> Answer<Option<String>> {
         return Ok(None);
     };
     match value.to_str() {
-        Ok(key) if (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) => {
-            Ok(Some(key.to_owned()))
-        }
+        Ok(key) if (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => Err(ApiError::field(
             "Idempotency-Key",
             format!("must have 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters"),
@@ -275,8 +276,7 @@ fn answer(reply: ServiceReply) -> Answer<Response<Body>> {
         )
     };
     let mut response = Response::new(Body::from(reply.body));
-    *response.status_mut() =
-        StatusCode::from_u16(reply.status).map_err(|_| invalid("status"))?;
+    *response.status_mut() = StatusCode::from_u16(reply.status).map_err(|_| invalid("status"))?;
     for (name, value) in reply.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid("header"))?;
         if NOT_PASSED.contains(&name.as_str()) {

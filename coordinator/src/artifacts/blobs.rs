@@ -225,9 +225,7 @@ pub(crate) async fn collect(core: &Core) -> Result<(), Problem> {
     let (blobs, gone) = (core.blobs.clone(), left.clone());
     let gc = move || {
         let kept = |digest: &Digest| keep.contains(digest) || !gone.contains(digest);
-        let mut collected = blobs
-            .gc(kept, SUPERSEDED_KEPT)
-            .map_err(|e| problem(&e))?;
+        let mut collected = blobs.gc(kept, SUPERSEDED_KEPT).map_err(|e| problem(&e))?;
         let unnamed = blobs
             .gc(|digest| keep.contains(digest), UNNAMED_KEPT)
             .map_err(|e| problem(&e))?;
@@ -243,7 +241,9 @@ pub(crate) async fn collect(core: &Core) -> Result<(), Problem> {
         .iter()
         .for_each(|node| node.unclaimed_bytes.store(0, Relaxed));
     // Those that were too young are looked at again.
-    let young = left.into_iter().filter(|digest| core.blobs.contains(digest));
+    let young = left
+        .into_iter()
+        .filter(|digest| core.blobs.contains(digest));
     core.services.supersede(young);
     if collected.blobs + collected.rests > 0 {
         tracing::info!(

@@ -6,8 +6,8 @@ use hop3_common::{
     spec::nearest,
 };
 use wasmparser::{
-    BinaryReaderError, CompositeInnerType, ExternalKind, Parser, Payload, SubType, TypeRef, ValType,
-    Validator, WasmFeatures,
+    BinaryReaderError, CompositeInnerType, ExternalKind, Parser, Payload, SubType, TypeRef,
+    ValType, Validator, WasmFeatures,
 };
 
 use super::{abi, wasi};
@@ -137,7 +137,11 @@ fn service(names: &Names<'_>) -> Result<(), Problem> {
     }
     match names.handlers.iter().find(|(_, right)| !right) {
         Some((name, _)) => {
-            let form = if *name == "hop3_upgrade" { "(i32) -> i32" } else { "() -> i32" };
+            let form = if *name == "hop3_upgrade" {
+                "(i32) -> i32"
+            } else {
+                "() -> i32"
+            };
             refuse(format!("the module's `{name}` is not a function `{form}`"))
         }
         None => Ok(()),
@@ -200,8 +204,7 @@ fn names(wasm: &[u8]) -> Result<Names<'_>, Problem> {
                             } else {
                                 Signature::ToI32
                             };
-                            let right =
-                                export.kind == ExternalKind::Func && of == Some(&wanted);
+                            let right = export.kind == ExternalKind::Func && of == Some(&wanted);
                             names.handlers.push((name, right));
                         }
                         _ => {}
@@ -261,11 +264,7 @@ fn check_import(module: &str, name: &str) -> Result<(), Problem> {
             wasi::MODULE,
             abi::MODULE
         ),
-        _ => format!(
-            "guests have `{}` and `{}` only",
-            wasi::MODULE,
-            abi::MODULE
-        ),
+        _ => format!("guests have `{}` and `{}` only", wasi::MODULE, abi::MODULE),
     };
     let message = format!(
         "unknown import `{}.{}`: {hint}",
@@ -420,16 +419,18 @@ mod tests {
         let cases = [
             ("", "`hop3.now_ms`"),
             (r#"(func (export "hop3_timer"))"#, "`hop3_timer` is not"),
-            (r#"(global (export "hop3_request") i32 (i32.const 0))"#, "`hop3_request` is not"),
+            (
+                r#"(global (export "hop3_request") i32 (i32.const 0))"#,
+                "`hop3_request` is not",
+            ),
         ];
         for (handlers, says) in cases {
             let (code, message) = refused(&service_of(handlers));
             assert_eq!(code, Code::WasmExport, "{message}");
             assert!(message.contains(says), "{message}");
         }
-        let (code, message) = refused(
-            r#"(module (import "hop3" "kv_gett" (func)) (func (export "hop3_request")))"#,
-        );
+        let (code, message) =
+            refused(r#"(module (import "hop3" "kv_gett" (func)) (func (export "hop3_request")))"#);
         assert_eq!(code, Code::WasmImport);
         assert!(message.contains("`kv_get`?"), "{message}");
         // A task is none.

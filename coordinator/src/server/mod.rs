@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use axum_server::tls_rustls::RustlsConfig;
 use hop3_common::{
     chunks::BlobStore,
     id::UnixMs,
@@ -29,7 +30,8 @@ use crate::{
     records::Records,
 };
 
-/// Life of the coordinator's own certificates: new at each start, and renewed while it runs.
+/// Life of the coordinator's own certificates: new at each start, and renewed while it runs, all of
+/// them.
 const OWN_CERTIFICATE_TTL_S: u64 = 30 * 24 * 3600;
 /// Cache of the record store: all hot records are in memory anyway.
 const STORE_CACHE_BYTES: u64 = 4 << 20;
@@ -55,10 +57,18 @@ pub async fn run(
     let api_listener = TcpListener::bind(config.api_listen)
         .with_context(|| format!("cannot listen on TCP {}: free the port", config.api_listen))?;
     let api_address = api_listener.local_addr().context("the API's socket")?;
+    let gateway_listener = TcpListener::bind(config.gateway_listen).with_context(|| {
+        let address = config.gateway_listen;
+        format!("cannot listen on TCP {address} for services: free the port")
+    })?;
+    let gateway_address = gateway_listener
+        .local_addr()
+        .context("the gateway's socket")?;
     let names = api_names(&config, api_address.ip());
     let now = UnixMs::now();
     let own = Own::issue(&first.ca, &names, now)?;
-    let api_tls = tls::api_server(own.chain(&first.ca), own.key.to_tls())?;
+    // One certificate for API and gateway, renewed for both at once.
+    let api_tls = RustlsConfig::from_config(Arc::new(own.api_tls(&first.ca)?));
     let mesh_tls = own.mesh_tls(&first.ca)?;
     let core = Core::open(records, blobs, first.ca, settings).await?;
     let mut options = mesh::Options::new(config.mesh_listen, mesh_tls);
@@ -72,41 +82,57 @@ pub async fn run(
     let api = tokio::spawn(api::serve(
         core.clone(),
         api_listener,
-        api_tls,
+        api_tls.clone(),
+        shutdown.clone(),
+    ));
+    let gateway = tokio::spawn(api::serve_http(
+        core.gateway().http(),
+        gateway_listener,
+        api_tls.clone(),
         shutdown.clone(),
     ));
     let sweep = tokio::spawn({
         let (core, shutdown) = (core.clone(), shutdown.clone());
         async move { core.sweep(shutdown).await }
     });
-    let renewal = tokio::spawn(renew_own(core.clone(), handle, names, shutdown.clone()));
+    let renewal = tokio::spawn(renew_own(
+        core.clone(),
+        (handle, api_tls),
+        names,
+        shutdown.clone(),
+    ));
     ReadyFile {
         mesh: mesh_address,
         api: format!("https://{}", dialable(api_address)),
+        gateway: format!("https://{}", dialable(gateway_address)),
         ca: first.ca_path,
         token: first.token_path,
         pid: std::process::id(),
     }
     .publish(ready_file.as_deref())?;
     let start_ms = began.elapsed().as_millis() as u64;
-    tracing::info!(mesh = %mesh_address, api = %api_address, start_ms, "ready");
+    tracing::info!(mesh = %mesh_address, api = %api_address, gateway = %gateway_address, start_ms, "ready");
 
     // Whatever ends first ends all: half a coordinator would only mislead.
-    let mut api = api;
+    let (mut api, mut gateway) = (api, gateway);
     let ended = tokio::select! {
         () = shutdown.cancelled() => None,
-        ended = &mut api => Some(ended),
+        ended = &mut api => Some(("the API", ended)),
+        ended = &mut gateway => Some(("the gateway", ended)),
     };
     shutdown.cancel();
     if ended.is_none() {
         api.await.context("the API")??;
+        gateway.await.context("the gateway")??;
     }
     mesh.await.context("the mesh")?;
     sweep.await.context("the sweep")?;
     renewal.abort();
     tracing::info!("stopped");
     match ended {
-        Some(ended) => ended.context("the API")?.context("the API ended"),
+        Some((what, ended)) => ended
+            .context(what)?
+            .with_context(|| format!("{what} ended")),
         None => Ok(()),
     }
 }
@@ -161,6 +187,10 @@ impl Own {
         vec![self.certificate.clone(), ca.certificate().der().clone()]
     }
 
+    fn api_tls(&self, ca: &CertificateAuthority) -> Result<rustls::ServerConfig> {
+        Ok(tls::api_server(self.chain(ca), self.key.to_tls())?)
+    }
+
     fn mesh_tls(&self, ca: &CertificateAuthority) -> Result<rustls::ServerConfig> {
         let time = tls::TlsTime::new(UnixMs::now);
         Ok(tls::mesh_server(
@@ -172,10 +202,11 @@ impl Own {
     }
 }
 
-/// Renews the mesh's certificate at half of its life, for a coordinator that runs for months.
+/// Renews the certificate of mesh, API and gateway at half of its life, for a coordinator that runs
+/// for months. Connections that stand keep the one they began with.
 async fn renew_own(
     core: Arc<Core>,
-    handle: mesh::Handle,
+    (mesh, api): (mesh::Handle, RustlsConfig),
     names: Vec<ServerName<'static>>,
     shutdown: CancellationToken,
 ) {
@@ -186,9 +217,11 @@ async fn renew_own(
             () = tokio::time::sleep(half) => {}
         }
         let ca = core.certificate_authority();
-        let renewed = Own::issue(ca, &names, UnixMs::now())
-            .and_then(|own| own.mesh_tls(ca))
-            .and_then(|tls| Ok(handle.set_tls(tls)?));
+        let renewed = Own::issue(ca, &names, UnixMs::now()).and_then(|own| {
+            mesh.set_tls(own.mesh_tls(ca)?)?;
+            api.reload_from_config(Arc::new(own.api_tls(ca)?));
+            Ok(())
+        });
         match renewed {
             Ok(()) => tracing::info!("own certificate renewed"),
             Err(error) => tracing::error!(%error, "own certificate not renewed: restart in time"),

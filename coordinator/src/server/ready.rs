@@ -15,6 +15,7 @@ use super::first::write;
 pub(super) struct ReadyFile {
     pub(super) mesh: SocketAddr,
     pub(super) api: String,
+    pub(super) gateway: String,
     pub(super) ca: PathBuf,
     pub(super) token: PathBuf,
     pub(super) pid: u32,
@@ -29,6 +30,7 @@ impl ReadyFile {
             ca: absolute(&self.ca)?,
             token: absolute(&self.token)?,
             api: self.api.clone(),
+            gateway: self.gateway.clone(),
             ..*self
         };
         write(path, serde_json::to_string(&whole)?.as_bytes(), 0o644)

@@ -175,7 +175,9 @@ pub(super) fn vain(
         let late = asked && now.0.saturating_sub(moving.began.0) > CHECKPOINT_MS_MAX;
         late.then(|| format!("{} made no checkpoint in time", moving.from))
     };
-    away(&moving.to).or_else(|| away(&moving.from)).or_else(late)
+    away(&moving.to)
+        .or_else(|| away(&moving.from))
+        .or_else(late)
 }
 
 /// Asks the sources of moves for the checkpoint that goes ahead, once in each session.
@@ -358,7 +360,9 @@ fn change(
             match moves::begin(core, service, index, None, why, now) {
                 Ok(decision) => Some(decision),
                 Err(problem) => {
-                    let on = owner.map(|node| format!("stays on {node}: ")).unwrap_or_default();
+                    let on = owner
+                        .map(|node| format!("stays on {node}: "))
+                        .unwrap_or_default();
                     waits(core, service, index, format!("{on}{}", problem.message));
                     None
                 }
@@ -456,7 +460,10 @@ fn assign(
         record.tied = false;
     }
     if let Some(moving) = &mut record.moving {
-        moving.to = node.clone();
+        // Back at the source it is no target: the move will have failed.
+        if node != moving.from {
+            moving.to = node.clone();
+        }
     }
     record.assign(node.clone(), revision);
     Some(decision.on(Some(&node)).by(Some(placement)))
@@ -499,7 +506,9 @@ pub(crate) fn reserve_all(core: &Core) {
         let amount = place::amount(&service);
         for (index, record) in service.instances.iter().enumerate() {
             for node in holders(record) {
-                core.nodes.ledger().reserve(node, &service.id(index), amount);
+                core.nodes
+                    .ledger()
+                    .reserve(node, &service.id(index), amount);
             }
         }
     }

@@ -70,7 +70,10 @@ pub(crate) async fn migrate(
         if request.to.as_ref().is_none_or(|to| *to == moving.to) {
             return Ok(move_view(&moving, now));
         }
-        let message = format!("{} is being moved to {} already", moving.instance, moving.to);
+        let message = format!(
+            "{} is being moved to {} already",
+            moving.instance, moving.to
+        );
         return Err(Problem::new(Code::MoveRefused, message));
     }
     let mut next = (*service).clone();
@@ -113,7 +116,10 @@ pub(super) fn begin(
         return Err(refuse(Code::Pinned, why));
     }
     if to == Some(&from) {
-        return Err(refuse(Code::MoveRefused, format!("it is on {from} already")));
+        return Err(refuse(
+            Code::MoveRefused,
+            format!("it is on {from} already"),
+        ));
     }
     if let Some(to) = to {
         core.nodes.find(to)?;
@@ -127,7 +133,10 @@ pub(super) fn begin(
     }
     if stateful && !ready {
         let said = serving.map_or("it is starting".into(), |serving| serving.reason);
-        return Err(refuse(Code::MoveRefused, format!("it does not serve: {said}")));
+        return Err(refuse(
+            Code::MoveRefused,
+            format!("it does not serve: {said}"),
+        ));
     }
     let (placement, target) = place::place(core, service, index, Some(&from), to)
         .map_err(|problem| refuse(problem.code, problem.message))?;

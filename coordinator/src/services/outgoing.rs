@@ -59,11 +59,11 @@ pub(crate) async fn outgoing(
             service,
             mut request,
         } => {
-            if let Some((caller, instance)) = &from {
-                if !caller.record.spec.calls.contains(&service) {
-                    let message = format!("{instance} may not call `{service}`: `spec.calls`");
-                    return Err(Problem::new(Code::Forbidden, message));
-                }
+            if let Some((caller, instance)) = &from
+                && !caller.record.spec.calls.contains(&service)
+            {
+                let message = format!("{instance} may not call `{service}`: `spec.calls`");
+                return Err(Problem::new(Code::Forbidden, message));
             }
             request.from = from.map(|(_, instance)| instance);
             call(core, &service, &request, deadline).await.map(Some)
@@ -140,12 +140,7 @@ fn publish(core: &Core, node: &NodeId, message: &TopicMessage) {
 
 /// Which instance gets a message: the shard of the topic's last segment, the least busy replica.
 /// None if that is on `node`, which has seen to it already, or does not serve.
-fn subscriber(
-    core: &Core,
-    service: &Service,
-    node: &NodeId,
-    topic: &str,
-) -> Option<Arc<Remote>> {
+fn subscriber(core: &Core, service: &Service, node: &NodeId, topic: &str) -> Option<Arc<Remote>> {
     let spec = &service.record.spec;
     let ready = core.services.routes.ready(&service.record.name);
     let chosen = match spec.state {

@@ -64,7 +64,11 @@ fn instances_are_placed_ended_and_mended() {
         at: Where::Away,
         ..due
     };
-    assert_eq!(first(1, &[away]), None, "its state is on a node that is away");
+    assert_eq!(
+        first(1, &[away]),
+        None,
+        "its state is on a node that is away"
+    );
     let free = Instance {
         tied: false,
         ..away
@@ -114,8 +118,14 @@ fn a_drain_moves_one_at_a_time_and_what_cannot_leave_holds_nobody_up() {
     };
     let copying = |copied, vain| moving(Moving::Copying { copied, vain });
     assert_eq!(first(2, &[copying(false, false), leaves]), None);
-    assert_eq!(first(2, &[copying(true, false), leaves]), Some((0, Need::Seal)));
-    assert_eq!(first(2, &[copying(true, true), leaves]), Some((0, Need::Abort)));
+    assert_eq!(
+        first(2, &[copying(true, false), leaves]),
+        Some((0, Need::Seal))
+    );
+    assert_eq!(
+        first(2, &[copying(true, true), leaves]),
+        Some((0, Need::Abort))
+    );
     let sealing = |vain| moving(Moving::Sealing { vain });
     assert_eq!(first(2, &[sealing(false), leaves]), None);
     assert_eq!(first(2, &[sealing(true), leaves]), Some((0, Need::Abort)));
@@ -173,7 +183,9 @@ fn carried(before: Instance, need: Need) -> Instance {
             ..fresh
         },
         Need::Place | Need::Replace | Need::Retry => Instance {
-            moving: before.moving.filter(|m| need == Need::Retry && *m == Moving::Starting),
+            moving: before
+                .moving
+                .filter(|m| need == Need::Retry && *m == Moving::Starting),
             ..fresh
         },
         Need::Renew => Instance {

@@ -12,6 +12,7 @@ use hop3_common::{
 
 use super::{
     converge::{converge, instance_key},
+    place,
     plan::backoff_ms,
     swap::Outcome,
     table::{Copying, Service, Serving},
@@ -99,7 +100,15 @@ async fn take(
     }
     core.records.commit(batch).await?;
     core.services.show(next);
-    learn(core, node, &instance, record.epoch, &outcome, facts, started);
+    learn(
+        core,
+        node,
+        &instance,
+        record.epoch,
+        &outcome,
+        facts,
+        started,
+    );
     let mut nodes = vec![node.id.clone()];
     match &outcome {
         Outcome::Swapped { to, .. } => {
@@ -107,6 +116,9 @@ async fn take(
                 core.nodes.ledger().release(&node.id, &instance);
                 nodes.push(to.clone());
             }
+        }
+        Outcome::Ready { moved: Some(moved) } if moved.to != node.id => {
+            core.nodes.ledger().release(&moved.to, &instance);
         }
         Outcome::Failed {
             aborted: Some(moved),
@@ -261,7 +273,10 @@ fn set_failed(serving: &mut Serving, node: &NodeId, epoch: Epoch, why: &str) {
     let failures = serving.failures.saturating_add(1);
     let wait_ms = backoff_ms(failures);
     *serving = Serving {
-        reason: format!("failed on {node}, tried again in {}: {why}", Millis(wait_ms)),
+        reason: format!(
+            "failed on {node}, tried again in {}: {why}",
+            Millis(wait_ms)
+        ),
         failures,
         retry_at: Some(UnixMs::now().plus(wait_ms)),
         failed_on: Some(node.clone()),
@@ -276,7 +291,9 @@ fn supersede(core: &Core, outcome: &Outcome, now: Option<&Checkpoint>) {
     };
     let kept = |digest| now.is_some_and(|cp| cp.parts.iter().any(|part| part.digest == digest));
     let parts = before.iter().flat_map(|cp| &cp.parts);
-    let gone = parts.map(|part| part.digest).filter(|digest| !kept(*digest));
+    let gone = parts
+        .map(|part| part.digest)
+        .filter(|digest| !kept(*digest));
     core.services.supersede(gone);
 }
 
@@ -370,12 +387,17 @@ pub(crate) async fn held_newer(
         let before = record.node.clone();
         record.adopt(node.clone(), held, UnixMs::now());
         let record = record.clone();
+        let amount = place::amount(&next);
         let reason = format!("{node} holds epoch {held}, newer than the record's");
         let decision = Decision::new(id.to_string(), "adopt", reason).on(Some(node));
         let batch = Batch::new().put(&instance_key(&next, index as usize), &record)?;
         let batch = core.decisions.record(batch, decision, UnixMs::now())?;
         core.records.commit(batch).await?;
         core.services.show(next);
+        for gone in before.iter().filter(|before| *before != node) {
+            core.nodes.ledger().release(gone, &id);
+        }
+        core.nodes.ledger().reserve(node, &id, amount);
         drop(lock);
         for node in before.iter().chain(Some(node)) {
             instance_on(core, node, &id);

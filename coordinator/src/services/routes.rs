@@ -125,7 +125,10 @@ pub(super) fn refresh(core: &Core, name: &ServiceName) {
         };
         table
     });
-    core.services.routes.version.send_modify(|version| *version += 1);
+    core.services
+        .routes
+        .version
+        .send_modify(|version| *version += 1);
     match service {
         Some(service) => core
             .events
@@ -148,7 +151,9 @@ fn route(core: &Core, service: &Service, before: Option<&Route>) -> Route {
         request_bytes_max: spec.limits.request.0,
     };
     let all = 0..spec.instances();
-    let instances = all.map(|index| stop(core, service, index, before)).collect();
+    let instances = all
+        .map(|index| stop(core, service, index, before))
+        .collect();
     Route {
         info: Arc::new(info),
         instances,
@@ -237,7 +242,10 @@ impl Instance for Remote {
         let until = tokio::time::Instant::from_std(deadline);
         let opened = tokio::time::timeout_at(until, opening).await;
         opened.unwrap_or_else(|_| {
-            let message = format!("node `{}` did not attach the client in time", self.link.node());
+            let message = format!(
+                "node `{}` did not attach the client in time",
+                self.link.node()
+            );
             Err(Problem::new(Code::Deadline, message))
         })
     }

@@ -142,9 +142,8 @@ impl ServiceInstanceRecord {
         };
         let goes = |moving: &&mut MoveRecord| moving.stage == MoveStage::Sealing;
         let target = self.moving.as_mut().filter(goes).map(|moving| {
-            let sent_ahead = |part: &&hop3_common::wire::Output| {
-                !moving.copied.contains(&part.digest)
-            };
+            let sent_ahead =
+                |part: &&hop3_common::wire::Output| !moving.copied.contains(&part.digest);
             let parts = checkpoint.parts.iter();
             moving.final_bytes = parts.filter(sent_ahead).map(|part| part.bytes).sum();
             moving.stage = MoveStage::Starting;
@@ -205,3 +204,7 @@ impl ServiceInstanceRecord {
         self.tied = true;
     }
 }
+
+#[cfg(test)]
+#[path = "swap_tests.rs"]
+mod tests;

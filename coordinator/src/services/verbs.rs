@@ -192,9 +192,8 @@ pub(crate) async fn scale(
             replicas,
             ..known.spec.clone()
         };
-        let refused = |error: hop3_common::spec::Invalid| {
-            Problem::new(Code::InvalidField, error.to_string())
-        };
+        let refused =
+            |error: hop3_common::spec::Invalid| Problem::new(Code::InvalidField, error.to_string());
         spec.check().map_err(refused)?;
         Ok(Some(Edited {
             reason: format!("from {} to {replicas} replicas", known.spec.replicas),
@@ -211,7 +210,10 @@ pub(crate) async fn scale(
 fn missing(core: &Core, name: &ServiceName) -> Problem {
     match core.services.find(name) {
         Err(problem) => problem,
-        Ok(_) => Problem::new(Code::Conflict, format!("service `{name}` changed meanwhile")),
+        Ok(_) => Problem::new(
+            Code::Conflict,
+            format!("service `{name}` changed meanwhile"),
+        ),
     }
 }
 

@@ -6,11 +6,7 @@ use hop3_common::{
     id::{NodeId, ServiceName, UnixMs},
 };
 
-use super::{
-    converge::whereabouts,
-    plan::Where,
-    table::Service,
-};
+use super::{converge::whereabouts, plan::Where, table::Service};
 use crate::{
     Core,
     records::{MoveRecord, MoveStage, ServiceInstanceRecord},
@@ -33,7 +29,13 @@ pub(crate) fn moves(core: &Core) -> Vec<MoveView> {
     for service in core.services.all() {
         let going = service.instances.iter().filter_map(|i| i.moving.as_ref());
         moves.extend(going.map(|moving| move_view(moving, now)));
-        moves.extend(service.record.last_move.iter().map(|moved| move_view(moved, now)));
+        moves.extend(
+            service
+                .record
+                .last_move
+                .iter()
+                .map(|moved| move_view(moved, now)),
+        );
     }
     moves.sort_by_key(|moving| std::cmp::Reverse(moving.began));
     moves
@@ -144,7 +146,10 @@ pub(super) fn status_of(core: &Core, service: &Service, index: u32) -> (&'static
     let Some(node) = &record.node else {
         return ("pending", said.unwrap_or_else(|| unplaced().1));
     };
-    if serving.as_ref().is_some_and(|serving| serving.retry_at.is_some()) {
+    if serving
+        .as_ref()
+        .is_some_and(|serving| serving.retry_at.is_some())
+    {
         return ("failed", said.unwrap_or_default());
     }
     let at = whereabouts(core, Some(node));
@@ -210,13 +215,14 @@ pub(crate) fn staying_on(core: &Core, node: &NodeId) -> Vec<String> {
 }
 
 /// A service in words: a summary, and what is known of each instance.
-pub(crate) fn explain(
-    core: &Core,
-    name: &ServiceName,
-) -> Result<(String, Vec<String>), Problem> {
+pub(crate) fn explain(core: &Core, name: &ServiceName) -> Result<(String, Vec<String>), Problem> {
     let service = core.services.find(name)?;
     let view = view_of(core, &service);
-    let ready = view.instances.iter().filter(|i| i.status == "ready").count();
+    let ready = view
+        .instances
+        .iter()
+        .filter(|i| i.status == "ready")
+        .count();
     let wanted = service.record.spec.instances();
     let summary = format!(
         "It is {}; {ready} of {wanted} instances serve: {}.",
@@ -243,9 +249,9 @@ pub(crate) fn explain(
                     cp.bytes(),
                     cp.parts.len()
                 ),
-                None => format!(
-                    "{id}: recovery point: none, no checkpoint has reached the coordinator"
-                ),
+                None => {
+                    format!("{id}: recovery point: none, no checkpoint has reached the coordinator")
+                }
             });
         }
         facts.extend(instance.facts.as_ref().map(|facts| {

@@ -51,6 +51,7 @@ const DIE_WITH_PARENT: &str = "HOP3_DIE_WITH_PARENT";
 struct Ready {
     mesh: String,
     api: String,
+    gateway: String,
     ca: PathBuf,
     token: PathBuf,
     pid: u32,
@@ -61,6 +62,13 @@ struct Ready {
 struct Ports {
     mesh: String,
     api: String,
+    /// Absent in the state of an older release.
+    #[serde(default = "any_port")]
+    gateway: String,
+}
+
+fn any_port() -> String {
+    "127.0.0.1:0".to_owned()
 }
 
 /// Where everything of a dev mesh is.
@@ -273,14 +281,15 @@ async fn start(
     let ready = start_coordinator(layout, daemons).await?;
     let context = Context {
         api: ready.api.clone(),
+        gateway: Some(ready.gateway.clone()),
         ca_file: ready.ca.clone(),
         token_file: ready.token.clone(),
     };
     context.save()?;
     let client = Client::new(&context)?;
     note(&format!(
-        "coordinator: API {}, mesh {} (udp)",
-        ready.api, ready.mesh
+        "coordinator: API {}, gateway {}, mesh {} (udp)",
+        ready.api, ready.gateway, ready.mesh
     ));
     let mut names = Vec::new();
     for index in 0..nodes {
@@ -308,8 +317,9 @@ async fn start_coordinator(layout: &Layout, daemons: &mut Vec<Daemon>) -> Result
     let ports: Ports = match read_small(&ports_file) {
         Ok(text) => toml::from_str(&text).with_context(|| format!("{}", ports_file.display()))?,
         Err(_) => Ports {
-            mesh: "127.0.0.1:0".to_owned(),
-            api: "127.0.0.1:0".to_owned(),
+            mesh: any_port(),
+            api: any_port(),
+            gateway: any_port(),
         },
     };
     let args = |ports: &Ports| {
@@ -323,6 +333,8 @@ async fn start_coordinator(layout: &Layout, daemons: &mut Vec<Daemon>) -> Result
             &ports.mesh,
             "--api-listen",
             &ports.api,
+            "--gateway-listen",
+            &ports.gateway,
             "--ready-file",
             &ready_file.display().to_string(),
         ]
@@ -351,10 +363,11 @@ async fn start_coordinator(layout: &Layout, daemons: &mut Vec<Daemon>) -> Result
         );
         sleep(POLL).await;
     };
-    let api = ready.api.trim_start_matches("https://").to_owned();
+    let address = |url: &str| url.trim_start_matches("https://").to_owned();
     let ports = Ports {
         mesh: ready.mesh.clone(),
-        api,
+        api: address(&ready.api),
+        gateway: address(&ready.gateway),
     };
     write_private(&ports_file, &toml::to_string(&ports)?)?;
     // Started again on the same ports: its nodes know them.

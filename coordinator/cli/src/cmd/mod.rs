@@ -1,11 +1,14 @@
 //! One module per noun.
 
+mod apply;
 mod artifact;
 mod dev;
 mod explain;
 mod invoke;
 mod model;
 mod node;
+mod resource;
+mod service;
 mod status;
 mod task;
 
@@ -42,6 +45,14 @@ pub async fn run(cli: Cli) -> Result<u8> {
                 Command::Artifact(command) => artifact::run(&client, format, command).await,
                 Command::Task(command) => return task::run(&client, format, command).await,
                 Command::Model(command) => model::run(&client, format, command).await,
+                Command::Service(command) => service::run(&client, format, command).await,
+                Command::Apply(args) => apply::run(&client, format, args).await,
+                Command::Get { kind, name } => {
+                    resource::get(&client, format, *kind, name.as_deref()).await
+                }
+                Command::Delete { kind, name, yes } => {
+                    resource::delete(&client, *kind, name, *yes).await
+                }
                 Command::Invoke(args) => return invoke::run(&client, args).await,
                 Command::Explain { kind, name } => explain::run(&client, format, *kind, name).await,
                 Command::Dev(_)
@@ -61,6 +72,10 @@ fn context(cli: &Cli, command: &ContextCommand) -> Result<()> {
             output::print(cli.output, &context, |c| {
                 output::facts(&[
                     ("api", c.api.clone()),
+                    (
+                        "gateway",
+                        c.gateway.clone().unwrap_or_else(|| "unknown".into()),
+                    ),
                     ("ca file", c.ca_file.display().to_string()),
                     ("token file", c.token_file.display().to_string()),
                 ])
@@ -76,6 +91,7 @@ fn context(cli: &Cli, command: &ContextCommand) -> Result<()> {
             };
             let context = Context {
                 api: api.clone(),
+                gateway: None,
                 ca_file: absolute(ca_file)?,
                 token_file: absolute(token_file)?,
             };

@@ -104,18 +104,19 @@ fn manifest(file: &Path) -> Result<(ModelName, ModelSpec)> {
     let mut resources = parse_documents(&text).with_context(|| format!("{}", file.display()))?;
     match (resources.len(), resources.pop()) {
         (1, Some(Resource::Model { name, spec })) => Ok((name, *spec)),
-        (1, _) => Err(Invalid::new("kind", "is Task: submit it with `hop3 task submit -f`").into()),
+        (1, _) => Err(Invalid::new("kind", "is no Model: apply it with `hop3 apply -f`").into()),
         _ => Err(Invalid::new("document", "one model at a time").into()),
     }
 }
 
 /// Waits until every replica is ready, and says what it waits for.
-async fn wait_ready(
-    client: &Client,
-    format: Format,
-    mut model: ModelView,
-    wait: Millis,
-) -> Result<()> {
+async fn wait_ready(client: &Client, format: Format, model: ModelView, wait: Millis) -> Result<()> {
+    let model = until_ready(client, model, wait).await?;
+    output::print(format, &model, model_text)
+}
+
+/// As [`wait_ready`], without printing.
+pub async fn until_ready(client: &Client, mut model: ModelView, wait: Millis) -> Result<ModelView> {
     let deadline = tokio::time::Instant::now() + Duration::from_millis(wait.0);
     let mut said = String::new();
     loop {
@@ -149,7 +150,7 @@ async fn wait_ready(
         tokio::time::sleep(POLL).await;
         model = client.get(&path(&model.name)).await?;
     }
-    output::print(format, &model, model_text)
+    Ok(model)
 }
 
 async fn infer(client: &Client, format: Format, name: &ModelName, input: &Path) -> Result<()> {

@@ -3,26 +3,41 @@
 use std::{io::Write as _, time::Duration};
 
 use anyhow::Result;
-use hop3_common::api::StatusView;
+use hop3_common::api::{ServiceView, StatusView};
 
 use crate::{
     args::{Format, Status},
     client::Client,
-    cmd::{model::models_table, node::nodes_table},
+    cmd::{model::models_table, node::nodes_table, service::services_table},
     output,
 };
 
 /// Prints the mesh at a glance, once or every second.
 pub async fn run(client: &Client, format: Format, args: &Status) -> Result<()> {
     if !args.watch {
-        let view: StatusView = client.get("/v1/status").await?;
+        let view = look(client, "/v1/status").await?;
         return output::print(format, &view, text);
     }
     loop {
-        let view: StatusView = client.get("/v1/status?watch=true").await?;
+        let view = look(client, "/v1/status?watch=true").await?;
         refresh(format, &view, text)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// The mesh, with its services.
+#[derive(serde::Serialize)]
+struct Glance {
+    #[serde(flatten)]
+    mesh: StatusView,
+    services: Vec<ServiceView>,
+}
+
+async fn look(client: &Client, path: &str) -> Result<Glance> {
+    Ok(Glance {
+        mesh: client.get(path).await?,
+        services: client.get("/v1/services").await?,
+    })
 }
 
 /// Prints over what was there (or line after line for programs).
@@ -42,7 +57,8 @@ pub fn refresh<T: serde::Serialize>(
     Ok(())
 }
 
-fn text(view: &StatusView) -> String {
+fn text(glance: &Glance) -> String {
+    let view = &glance.mesh;
     let ready = view
         .nodes
         .iter()
@@ -70,6 +86,10 @@ fn text(view: &StatusView) -> String {
     if !view.models.is_empty() {
         text.push_str("\n\n");
         text.push_str(&models_table(&view.models));
+    }
+    if !glance.services.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&services_table(&glance.services));
     }
     text
 }
