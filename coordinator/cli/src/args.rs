@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hop3_common::{
-    id::{ModelName, NodeId},
+    id::{ModelName, NodeId, ServiceName},
     spec::{ByteSize, CpuMilli, Millis, Selector, Tier, placement::parse_label},
     wire::attach::Channel,
 };
@@ -80,6 +80,8 @@ pub enum Command {
     /// Print the CLI reference as Markdown.
     #[command(hide = true)]
     Reference,
+    /// Make a directory with a service to begin from.
+    New(New),
 }
 
 /// What can be explained.
@@ -523,4 +525,26 @@ pub fn output_channel(stderr: bool) -> Channel {
     } else {
         Channel::Stdout
     }
+}
+
+/// `hop3 new`.
+#[derive(Debug, Args)]
+pub struct New {
+    /// The service's name.
+    pub name: ServiceName,
+    /// The language.
+    #[arg(long, value_enum, default_value_t = Lang::Rust)]
+    pub lang: Lang,
+    /// Where; must be new or empty [default: ./NAME].
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+/// What a service is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Lang {
+    /// Rust.
+    Rust,
+    /// C.
+    C,
 }

@@ -5,6 +5,7 @@ mod dev;
 mod explain;
 mod invoke;
 mod model;
+mod new;
 mod node;
 mod status;
 mod task;
@@ -34,6 +35,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
             Ok(EXIT_OK)
         }
         Command::Context(command) => context(&cli, command).map(|()| EXIT_OK),
+        Command::New(args) => new::run(args).map(|()| EXIT_OK),
         command => {
             let client = Client::new(&Context::resolve(&cli)?)?;
             match command {
@@ -47,7 +49,8 @@ pub async fn run(cli: Cli) -> Result<u8> {
                 Command::Dev(_)
                 | Command::Completions { .. }
                 | Command::Reference
-                | Command::Context(_) => Ok(()),
+                | Command::Context(_)
+                | Command::New(_) => Ok(()),
             }
             .map(|()| EXIT_OK)
         }
