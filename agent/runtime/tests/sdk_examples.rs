@@ -81,7 +81,9 @@ fn check(name: &str, wasm: &[u8]) -> BTreeSet<String> {
         match payload {
             Ok(Payload::TypeSection(section)) => {
                 let all = section.into_iter_err_on_gc_types();
-                types = all.map(|ty| short(&ty.unwrap_or_else(|e| panic!("{name}: {e}")))).collect();
+                types = all
+                    .map(|ty| short(&ty.unwrap_or_else(|e| panic!("{name}: {e}"))))
+                    .collect();
             }
             Ok(Payload::ImportSection(section)) => {
                 for import in section.into_imports().flatten() {

@@ -56,7 +56,10 @@ const RUST_SDK: &[(&str, &str)] = &[
     ("src/run.rs", sdk!("rust/src/run.rs")),
     ("src/stream.rs", sdk!("rust/src/stream.rs")),
     ("src/sys.rs", sdk!("rust/src/sys.rs")),
-    ("src/testing/imports.rs", sdk!("rust/src/testing/imports.rs")),
+    (
+        "src/testing/imports.rs",
+        sdk!("rust/src/testing/imports.rs"),
+    ),
     ("src/testing/mod.rs", sdk!("rust/src/testing/mod.rs")),
     ("src/testing/world.rs", sdk!("rust/src/testing/world.rs")),
     ("src/timer.rs", sdk!("rust/src/timer.rs")),
@@ -116,7 +119,11 @@ fn files(name: &str, lang: Lang) -> Vec<(String, String, bool)> {
     let templates = templates.map(|(path, text, runs)| ((*path).to_owned(), filled(text), *runs));
     let copies = sdk.iter();
     let copies = copies.map(|(path, text)| (format!("sdk/{path}"), (*text).to_owned(), false));
-    let ignored = (".gitignore".to_owned(), "/target\n*.wasm\n".to_owned(), false);
+    let ignored = (
+        ".gitignore".to_owned(),
+        "/target\n*.wasm\n".to_owned(),
+        false,
+    );
     templates.chain(copies).chain([ignored]).collect()
 }
 
@@ -163,7 +170,10 @@ mod tests {
                 "{resources:?}"
             );
             for (path, text, _) in files("my-service", lang) {
-                assert!(!text.contains("{{name") && !text.contains("{{crate"), "{path}");
+                assert!(
+                    !text.contains("{{name") && !text.contains("{{crate"),
+                    "{path}"
+                );
             }
         }
     }
