@@ -84,10 +84,10 @@ pub fn run(args: &New) -> Result<()> {
 fn refuse_full(dir: &Path) -> Result<()> {
     let at = || format!("{}", dir.display());
     match fs::read_dir(dir) {
-        Ok(mut entries) if entries.next().is_some() => {
-            bail!("{} is not empty: choose another with --dir", at())
-        }
-        Ok(_) => Ok(()),
+        Ok(mut entries) => match entries.next() {
+            Some(_) => bail!("{} is not empty: choose another with --dir", at()),
+            None => Ok(()),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(at),
     }
