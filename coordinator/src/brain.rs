@@ -11,9 +11,7 @@ use hop3_common::{
         PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
     },
-    wire::{
-        Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample,
-    },
+    wire::{Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample},
 };
 
 use crate::{

@@ -324,7 +324,11 @@ impl Core {
     }
 
     /// Declares a service, or changes it.
-    pub async fn apply_service(&self, name: &ServiceName, spec: ServiceSpec) -> Answer<ServiceView> {
+    pub async fn apply_service(
+        &self,
+        name: &ServiceName,
+        spec: ServiceSpec,
+    ) -> Answer<ServiceView> {
         services::apply(self, name, spec).await
     }
     /// Changes the number of replicas of a service without state.

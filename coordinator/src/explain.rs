@@ -161,12 +161,21 @@ fn node(core: &Core, name: &str) -> Result<Told, Problem> {
             instance.id, instance.token, instance.phase
         )
     }));
-    facts.extend(services::staying_on(core, &id).into_iter().take(DECISIONS_SHOWN));
+    facts.extend(
+        services::staying_on(core, &id)
+            .into_iter()
+            .take(DECISIONS_SHOWN),
+    );
     Ok((format!("node/{id}"), format!("{summary}."), facts))
 }
 
 fn service(core: &Core, name: &str) -> Result<Told, Problem> {
-    let unknown = || Problem::new(Code::ServiceUnknown, format!("there is no service `{name}`"));
+    let unknown = || {
+        Problem::new(
+            Code::ServiceUnknown,
+            format!("there is no service `{name}`"),
+        )
+    };
     let id = name.parse().map_err(|_| unknown())?;
     let (summary, mut facts) = services::explain(core, &id)?;
     let view = services::view(core, &id)?;

@@ -102,6 +102,8 @@ pub enum Command {
     /// Print the CLI reference as Markdown.
     #[command(hide = true)]
     Reference,
+    /// Make a directory with a service to begin from.
+    New(New),
 }
 
 /// What can be explained.
@@ -688,6 +690,28 @@ pub fn output_channel(stderr: bool) -> Channel {
     } else {
         Channel::Stdout
     }
+}
+
+/// `hop3 new`.
+#[derive(Debug, Args)]
+pub struct New {
+    /// The service's name.
+    pub name: ServiceName,
+    /// The language.
+    #[arg(long, value_enum, default_value_t = Lang::Rust)]
+    pub lang: Lang,
+    /// Where; must be new or empty [default: ./NAME].
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+/// What a service is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Lang {
+    /// Rust.
+    Rust,
+    /// C.
+    C,
 }
 
 #[cfg(test)]

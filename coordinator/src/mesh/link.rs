@@ -161,11 +161,7 @@ impl NodeLink {
     ///
     /// # Errors
     /// `NodeUnreachable` or `Busy`.
-    pub async fn client(
-        &self,
-        instance: InstanceId,
-        epoch: Epoch,
-    ) -> Result<ClientLink, Problem> {
+    pub async fn client(&self, instance: InstanceId, epoch: Epoch) -> Result<ClientLink, Problem> {
         client(self.peer(), instance, epoch).await
     }
 

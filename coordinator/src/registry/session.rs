@@ -203,7 +203,11 @@ pub(crate) async fn report(
             && held.token <= report.token
         {
             held.token = report.token;
-            held.phase = phase_after(&report.event, held.phase, report.instance.as_service().is_some());
+            held.phase = phase_after(
+                &report.event,
+                held.phase,
+                report.instance.as_service().is_some(),
+            );
         }
         CursorRecord { seq, ..live.cursor }
     };

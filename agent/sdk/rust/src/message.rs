@@ -1,8 +1,7 @@
 //! What comes to `Service::message`.
 
 use crate::{
-    Stream,
-    http,
+    Stream, http,
     sys::{self, field, kind},
 };
 

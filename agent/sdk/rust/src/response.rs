@@ -45,7 +45,9 @@ impl Response {
 
     /// 200 with bytes of some type.
     pub fn bytes(content_type: &str, bytes: impl Into<Vec<u8>>) -> Self {
-        Self::new(200).header("content-type", content_type).body(bytes)
+        Self::new(200)
+            .header("content-type", content_type)
+            .body(bytes)
     }
 
     /// 204: it is done, and there is nothing to say.

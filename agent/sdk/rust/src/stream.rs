@@ -73,7 +73,12 @@ impl Stream {
     /// # Errors
     /// As [`Stream::send`].
     pub fn send_text(self, text: impl AsRef<str>) -> Result<(), HostError> {
-        check(sys::stream_send(self.signed(), text.as_ref().as_bytes(), true)).map(drop)
+        check(sys::stream_send(
+            self.signed(),
+            text.as_ref().as_bytes(),
+            true,
+        ))
+        .map(drop)
     }
 
     /// Sends a server-sent event: its id (what a client that comes back says in

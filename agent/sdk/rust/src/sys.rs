@@ -102,12 +102,7 @@ mod wasm {
                 value_len: usize,
             ) -> i32;
             pub(super) fn kv_delete(key: *const u8, key_len: usize) -> i32;
-            pub(super) fn kv_next(
-                key: *const u8,
-                key_len: usize,
-                buf: *mut u8,
-                cap: usize,
-            ) -> i32;
+            pub(super) fn kv_next(key: *const u8, key_len: usize, buf: *mut u8, cap: usize) -> i32;
             pub(crate) safe fn timer_set(timer: i64, at_ms: i64) -> i32;
             pub(crate) safe fn timer_clear(timer: i64) -> i32;
             pub(super) fn publish(
@@ -202,5 +197,7 @@ mod wasm {
         unsafe { raw::log(level, text.as_ptr(), text.len()) }
     }
 
-    pub(crate) use raw::{now_ms, reply_status, reply_stream, stream_close, timer_clear, timer_set};
+    pub(crate) use raw::{
+        now_ms, reply_status, reply_stream, stream_close, timer_clear, timer_set,
+    };
 }

@@ -128,7 +128,10 @@ fn replies_that_the_host_refuses_fail_the_handler_and_say_which_part() {
         ("/header", "header `bad name`"),
     ] {
         let called = host.request("POST", path, b"");
-        assert!(called.failed() && called.log[0].1.contains(part), "{called:?}");
+        assert!(
+            called.failed() && called.log[0].1.contains(part),
+            "{called:?}"
+        );
     }
 }
 
@@ -151,14 +154,23 @@ fn streams_open_send_and_close() {
     let mut host = Host::<Everything>::new();
     let opened = host.request("GET", "/events", b"");
     assert_eq!(opened.reply().stream, Some(1));
-    assert_eq!(opened.reply().header("Content-Type"), Some("text/event-stream"));
+    assert_eq!(
+        opened.reply().header("Content-Type"),
+        Some("text/event-stream")
+    );
     let sent = |effects: &[Effect]| match effects {
         [Effect::Send { bytes, text, .. }] => (String::from_utf8_lossy(bytes).into_owned(), *text),
         other => panic!("{other:?}"),
     };
     assert_eq!(sent(&opened.effects).0, "id: 1\ndata: two\ndata: lines\n\n");
-    assert_eq!(sent(&host.data(1, b"x", true).effects), ("text".to_owned(), true));
-    assert_eq!(sent(&host.data(1, b"x", false).effects), ("x".to_owned(), false));
+    assert_eq!(
+        sent(&host.data(1, b"x", true).effects),
+        ("text".to_owned(), true)
+    );
+    assert_eq!(
+        sent(&host.data(1, b"x", false).effects),
+        ("x".to_owned(), false)
+    );
     assert!(!host.closed(1, 1001).failed());
     assert_eq!(Stream::from_number(1).send("late"), Err(HostError::Absent));
     assert!(kv::get::<u32>("closed").is_ok_and(|code| code == Some(1001)));
@@ -166,7 +178,10 @@ fn streams_open_send_and_close() {
     let plain = host.request("GET", "/socket", b"");
     assert_eq!(plain.reply().status, 400);
     let socket = host.request_with("GET", "/socket", &[("Upgrade", "websocket")], b"");
-    assert_eq!((socket.reply().status, socket.reply().stream), (101, Some(2)));
+    assert_eq!(
+        (socket.reply().status, socket.reply().stream),
+        (101, Some(2))
+    );
 }
 
 #[test]
@@ -200,5 +215,8 @@ impl Service for Quiet {}
 #[test]
 fn the_default_refuses_an_unknown_state() {
     let refused = Host::<Quiet>::new().upgrade(3);
-    assert!(refused.failed() && refused.log[0].1.contains("version 3"), "{refused:?}");
+    assert!(
+        refused.failed() && refused.log[0].1.contains("version 3"),
+        "{refused:?}"
+    );
 }

@@ -6,6 +6,7 @@ mod dev;
 mod explain;
 mod invoke;
 mod model;
+mod new;
 mod node;
 mod resource;
 mod service;
@@ -37,6 +38,7 @@ pub async fn run(cli: Cli) -> Result<u8> {
             Ok(EXIT_OK)
         }
         Command::Context(command) => context(&cli, command).map(|()| EXIT_OK),
+        Command::New(args) => new::run(args).map(|()| EXIT_OK),
         command => {
             let client = Client::new(&Context::resolve(&cli)?)?;
             match command {
@@ -58,7 +60,8 @@ pub async fn run(cli: Cli) -> Result<u8> {
                 Command::Dev(_)
                 | Command::Completions { .. }
                 | Command::Reference
-                | Command::Context(_) => Ok(()),
+                | Command::Context(_)
+                | Command::New(_) => Ok(()),
             }
             .map(|()| EXIT_OK)
         }

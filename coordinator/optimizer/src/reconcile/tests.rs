@@ -401,12 +401,12 @@ impl World {
             let inventory = self.node.inventory.clone();
             self.record(&inventory);
             !self.reconcile(&inventory)
-                && !inventory
-                    .values()
-                    .any(|run| matches!(
+                && !inventory.values().any(|run| {
+                    matches!(
                         run.phase,
                         Phase::Starting | Phase::Stopping | Phase::Sealing
-                    ))
+                    )
+                })
         })
     }
 }

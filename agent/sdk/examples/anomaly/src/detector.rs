@@ -127,7 +127,9 @@ mod tests {
     fn finds_the_spike_and_nothing_else() {
         let mut detector = Detector::new(20, 6.0);
         let series = (0..200).map(|i| if i == 150 { 60.0 } else { f64::from(i % 7) });
-        let found = series.enumerate().filter_map(|(i, v)| detector.next(v).map(|_| i));
+        let found = series
+            .enumerate()
+            .filter_map(|(i, v)| detector.next(v).map(|_| i));
         assert_eq!(found.collect::<Vec<_>>(), [150]);
     }
 
@@ -152,7 +154,10 @@ mod tests {
             let spread = median(before.iter().map(|v| (v - middle).abs()).collect());
             let expected = (series[i] - middle) / (MAD_TO_STDDEV * spread);
             let found = found.unwrap_or(0.0);
-            assert!((found - expected).abs() < 1e-9, "{i}: {found} for {expected}");
+            assert!(
+                (found - expected).abs() < 1e-9,
+                "{i}: {found} for {expected}"
+            );
         }
     }
 

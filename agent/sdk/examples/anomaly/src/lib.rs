@@ -210,7 +210,10 @@ mod tests {
         let posted = host.request("POST", "/readings", TAXI.as_bytes());
         let answer = posted.reply().text();
         assert!(answer.starts_with(r#"{"readings":2000,"#), "{answer}");
-        assert!(answer.contains(r#""refused":0"#), "the header is none: {answer}");
+        assert!(
+            answer.contains(r#""refused":0"#),
+            "the header is none: {answer}"
+        );
         let outliers = host.request("GET", "/outliers", b"").reply().text();
         let published = posted.effects.iter().map(|effect| match effect {
             Effect::Publish { topic, payload } if topic == TOPIC => {
@@ -247,7 +250,10 @@ mod tests {
         let expected = r#""refused":2,"refused_first":["line 2","line 3"]"#;
         assert!(answer.contains(expected), "{answer}");
         assert_eq!(host.request("POST", "/readings", b"x").reply().status, 400);
-        assert_eq!(host.request("POST", "/readings", b"\xff").reply().status, 400);
+        assert_eq!(
+            host.request("POST", "/readings", b"\xff").reply().status,
+            400
+        );
         let warned = host.topic("readings/x", b"x");
         assert!(!warned.failed() && warned.log[0].1.contains("readings/x"));
     }

@@ -134,7 +134,10 @@ impl Called {
     #[must_use]
     pub fn reply(&self) -> &Answer {
         let Some(answer) = &self.answer else {
-            panic!("no reply: the handler returned {}; log: {:?}", self.code, self.log)
+            panic!(
+                "no reply: the handler returned {}; log: {:?}",
+                self.code, self.log
+            )
         };
         answer
     }
@@ -195,7 +198,11 @@ impl<S: Service> Host<S> {
             format!("{name}: {value}\n")
         });
         let lines: String = lines.collect();
-        let fields = [(1, method.as_bytes()), (2, path.as_bytes()), (3, lines.as_bytes())];
+        let fields = [
+            (1, method.as_bytes()),
+            (2, path.as_bytes()),
+            (3, lines.as_bytes()),
+        ];
         let input = Input::of(1, &fields).with(4, body).with(13, &[0]);
         self.call(input, run::request::<S>)
     }
@@ -245,7 +252,9 @@ impl<S: Service> Host<S> {
     /// nothing.
     pub fn next_timer(&mut self) -> Option<Called> {
         let timers = self.timers();
-        let (number, due) = timers.into_iter().min_by_key(|(number, due)| (*due, *number))?;
+        let (number, due) = timers
+            .into_iter()
+            .min_by_key(|(number, due)| (*due, *number))?;
         with(|world| {
             world.now_ms = world.now_ms.max(due);
             world.state.timers.remove(&number);

@@ -92,6 +92,10 @@ impl World {
     pub(crate) fn end(&mut self) -> (Answer, Vec<Effect>, Vec<(u8, String)>) {
         self.input = Input::default();
         let answer = mem::take(&mut self.answer);
-        (answer, mem::take(&mut self.effects), mem::take(&mut self.log))
+        (
+            answer,
+            mem::take(&mut self.effects),
+            mem::take(&mut self.log),
+        )
     }
 }
