@@ -38,6 +38,7 @@ pub(crate) fn weight(key: &[u8], value: &[u8]) -> u64 {
 
 impl Map {
     /// Entries.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
