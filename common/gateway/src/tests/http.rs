@@ -102,13 +102,16 @@ async fn tokens_are_asked_for_checked_and_kept_here() {
     assert_eq!(served.ask("GET /healthz", &[], "").await.body, "ok\n");
 }
 
+/// Request line, headers, status, and what the detail says.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], u16, &'a str);
+
 #[tokio::test]
 async fn wrong_requests_are_told_what_is_wrong() {
     let served = serve(info(State::Keyed, 4), &[]).await;
     let long = format!("GET /shop/{}", "x".repeat(9_000));
     let many = vec![("x", "1"); HEADERS_MAX];
     let wide = "x".repeat(40_000);
-    let cases: [(&str, &[(&str, &str)], u16, &str); 9] = [
+    let cases: [Case<'_>; 9] = [
         ("GET /", &[], 404, "services are at /NAME"),
         (
             "GET /Shop/a",

@@ -256,7 +256,7 @@ struct Model {
 fn data(n: u8) -> Item {
     let bytes = Bytes::from(vec![n; usize::from(n)]);
     Item::Data {
-        text: n % 2 == 0,
+        text: n.is_multiple_of(2),
         bytes,
     }
 }
