@@ -193,10 +193,11 @@ impl Delivery<'_> {
     /// Waits for its turn, then asks an instance or waits for one.
     async fn round(&mut self) -> Result<Option<Result<Delivered, Problem>>, Late> {
         let (waiting, name) = (&self.inner.waiting, &self.info.name);
-        if self.place.is_none() && waiting.any(name, self.target) {
-            if let Err(problem) = self.enter() {
-                return Ok(Some(Err(problem)));
-            }
+        if self.place.is_none()
+            && waiting.any(name, self.target)
+            && let Err(problem) = self.enter()
+        {
+            return Ok(Some(Err(problem)));
         }
         if let Some(place) = &self.place {
             let turn = timeout_at(self.deadline, place.turn()).await;
@@ -211,7 +212,6 @@ impl Delivery<'_> {
         match self.inner.router.pick(&self.info.name, self.target) {
             Pick::Wait(why) => {
                 self.refused.waits = Some(why);
-                self.refused.tried.clear();
                 self.wait(version, Instant::now() + PICK_AGAIN).await
             }
             Pick::Ready(instances) => match self.choose(&instances) {
@@ -219,7 +219,6 @@ impl Delivery<'_> {
                 None => {
                     let pause = policy::pause(self.refused.attempts);
                     let from = self.refused.last.unwrap_or_else(Instant::now);
-                    self.refused.tried.clear();
                     self.wait(version, from + pause).await
                 }
             },
@@ -269,6 +268,7 @@ impl Delivery<'_> {
             }
         };
         timeout_at(self.deadline, change).await.map_err(|_| Late)?;
+        self.refused.tried.clear();
         Ok(None)
     }
 

@@ -21,6 +21,8 @@ mod http;
 mod policy;
 mod reply;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::{sync::Arc, time::Instant};

@@ -20,6 +20,7 @@ use hop3_common::{
     wire::{STREAM_DATA_BYTES_MAX, ServiceReply},
 };
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::tungstenite::{Error, error::ProtocolError};
 
 use super::head;
 use crate::stream::{Client, Down, Item, Opened};
@@ -96,16 +97,25 @@ async fn serve(mut socket: WebSocket, client: Client, first: Bytes) {
         Some(end) => end,
         None => carry(&mut socket, &up, &mut down).await,
     };
-    let code = match end {
-        End::Client(code) => code,
-        End::Here(code, reason) => {
-            let reason = reason.into();
-            close(&mut socket, CloseFrame { code, reason }).await;
-            code
-        }
+    let (code, reason) = match end {
+        End::Client(code) => (code, None),
+        End::Here(code, reason) => (code, Some(reason)),
     };
     // The relay takes it, or has ended. Dropping `down` after it says that the client has gone.
     let _ = timeout(CLOSE_TIMEOUT, up.send(Item::Close { code })).await;
+    drop(down);
+    let handshake = async {
+        if let Some(reason) = reason {
+            let reason = reason.into();
+            let frame = CloseFrame { code, reason };
+            if socket.send(Message::Close(Some(frame))).await.is_err() {
+                return;
+            }
+        }
+        while let Some(Ok(_)) = socket.recv().await {}
+    };
+    // If the client does not take part, it is dropped.
+    let _ = timeout(CLOSE_TIMEOUT, handshake).await;
 }
 
 async fn carry(
@@ -158,12 +168,7 @@ async fn carry(
 fn taken(message: Option<Result<Message, axum::Error>>) -> Result<Option<Item>, End> {
     let (text, bytes) = match message {
         None => return Err(End::Client(close_code::ABNORMAL)),
-        Some(Err(_)) => {
-            return Err(End::Here(
-                close_code::PROTOCOL,
-                "a broken or oversized frame",
-            ));
-        }
+        Some(Err(error)) => return Err(failed(error)),
         Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(None),
         Some(Ok(Message::Close(frame))) => {
             let code = frame.map_or(close_code::STATUS, |frame| frame.code);
@@ -173,12 +178,27 @@ fn taken(message: Option<Result<Message, axum::Error>>) -> Result<Option<Item>, 
         Some(Ok(Message::Binary(bytes))) => (false, bytes),
     };
     if bytes.len() > STREAM_DATA_BYTES_MAX {
-        return Err(End::Here(
-            close_code::SIZE,
-            "a message is larger than 1 MiB",
-        ));
+        return Err(too_large());
     }
     Ok(Some(Item::Data { text, bytes }))
+}
+
+/// What a failure to read means.
+fn failed(error: axum::Error) -> End {
+    let error = error.into_inner();
+    match error.downcast_ref::<Error>() {
+        Some(Error::Capacity(_)) => too_large(),
+        Some(Error::Utf8(_)) => End::Here(close_code::INVALID, "a text is not UTF-8"),
+        Some(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
+            End::Client(close_code::ABNORMAL)
+        }
+        Some(Error::Protocol(_)) => End::Here(close_code::PROTOCOL, "not as RFC 6455 says"),
+        _ => End::Client(close_code::ABNORMAL),
+    }
+}
+
+fn too_large() -> End {
+    End::Here(close_code::SIZE, "a message is larger than 1 MiB")
 }
 
 fn message(text: bool, bytes: Bytes) -> Message {
@@ -214,15 +234,4 @@ async fn send(socket: &mut WebSocket, message: Message) -> Result<(), End> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(End::Client(close_code::ABNORMAL)),
     }
-}
-
-/// Closes, and waits for the client to do so too.
-async fn close(socket: &mut WebSocket, frame: CloseFrame) {
-    let handshake = async {
-        if socket.send(Message::Close(Some(frame))).await.is_ok() {
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
-    };
-    // If the client does not take part, it is dropped.
-    let _ = timeout(CLOSE_TIMEOUT, handshake).await;
 }

@@ -5,4 +5,6 @@ mod machine;
 mod relay;
 
 pub(crate) use machine::Item;
+#[cfg(test)]
+pub(crate) use machine::{Machine, WINDOW_BYTES};
 pub(crate) use relay::{Client, Down, Opened};

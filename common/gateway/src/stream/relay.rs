@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::machine::{Item, Machine, Violation};
-use crate::{Delivered, Gateway, Link, Pick, delivery::changed, policy};
+use crate::{Delivered, Gateway, Instance, Link, Pick, delivery::changed, policy};
 
 /// Pieces from the client in hand: each at most 1 MiB.
 const UP_PIECES: usize = 2;
@@ -234,38 +234,39 @@ impl Relay {
             if *tries > 0 {
                 router.service(&self.parts.service)?;
             }
-            let wait = match router.pick(&self.parts.service, Some(self.parts.index)) {
-                Pick::Ready(instances) => match instances.first() {
-                    Some(instance) => {
-                        let deadline = Instant::now() + ATTACH_TIMEOUT;
-                        let first = self.machine.attach();
-                        let link = instance.attach(first, deadline.into_std());
-                        let link = timeout_at(deadline, async { link.await.map_err(later) });
-                        let link = link.await.unwrap_or(Err(NoLink::Later));
-                        match self.begin(link, deadline).await {
-                            Ok(link) => return Ok(link),
-                            Err(NoLink::Gone(problem)) => return Err(problem),
-                            Err(NoLink::Later) => {}
-                        }
-                        *tries = tries.saturating_add(1);
-                        tokio::time::sleep(policy::ATTEMPT_FLOOR).await;
-                        policy::pause(*tries)
-                    }
-                    None => policy::PAUSE_MAX,
-                },
+            let picked = router.pick(&self.parts.service, Some(self.parts.index));
+            let wait = match picked {
                 Pick::Wait(_) => policy::PAUSE_MAX,
+                Pick::Ready(instances) => match self.try_link(&instances).await {
+                    Ok(link) => return Ok(link),
+                    Err(NoLink::Gone(problem)) => return Err(problem),
+                    Err(NoLink::Later) => {
+                        tokio::time::sleep(policy::ATTEMPT_FLOOR).await;
+                        policy::pause(tries.saturating_add(1))
+                    }
+                },
             };
+            *tries = tries.saturating_add(1);
             changed(&*router, version, wait).await;
         }
+    }
+
+    /// Attaches once.
+    async fn try_link(&mut self, to: &[Arc<dyn Instance>]) -> Result<Box<dyn Link>, NoLink> {
+        let instance = to.first().ok_or(NoLink::Later)?;
+        let deadline = Instant::now() + ATTACH_TIMEOUT;
+        let link = instance.attach(self.machine.attach(), deadline.into_std());
+        let link = timeout_at(deadline, link).await;
+        let link = link.map_err(|_| NoLink::Later)?;
+        self.begin(link.map_err(later)?, deadline).await
     }
 
     /// Reads a link's first frame.
     async fn begin(
         &mut self,
-        link: Result<Box<dyn Link>, NoLink>,
+        mut link: Box<dyn Link>,
         deadline: Instant,
     ) -> Result<Box<dyn Link>, NoLink> {
-        let mut link = link?;
         let first = timeout_at(deadline, link.recv()).await;
         match first {
             Ok(Some(ClientDown::Attached { received })) => {
