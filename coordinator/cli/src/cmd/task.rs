@@ -292,9 +292,9 @@ fn manifests(file: &Path) -> Result<Vec<TaskRequest>> {
     let resources = parse_documents(&text).with_context(|| format!("{}", file.display()))?;
     let task = |resource| match resource {
         Resource::Task { name, spec } => Ok(TaskRequest { name, spec: *spec }),
-        Resource::Model { .. } => Err(Invalid::new(
+        Resource::Model { .. } | Resource::Service { .. } => Err(Invalid::new(
             "kind",
-            "is Model: deploy it with `hop3 model deploy -f`",
+            "is not Task: apply it with `hop3 apply -f`",
         )),
     };
     let requests: Result<Vec<_>, _> = resources.into_iter().map(task).collect();
