@@ -93,12 +93,12 @@ pub(super) fn needs(wanted: usize, instances: &[Instance]) -> Vec<(usize, Need)>
     needs.extend((instances.len()..wanted).map(|index| (index, Need::Place)));
     // The rest is done to one instance at a time, and to none while one has yet to come up. One
     // that failed at the newest revision stops a roll; it does not hold up a drain.
-    let coming = |i: &Instance| placed(i) && i.at == Where::Here && !i.ready && !i.failed;
-    if kept
-        .iter()
-        .any(|i| i.moving.is_some() || (coming(i) && i.current))
-        || kept.len() < wanted
-    {
+    // What waits for a node holds up nobody else.
+    let busy = |i: &Instance| {
+        let coming = !i.ready && !i.failed && i.current;
+        i.at == Where::Here && (i.moving.is_some() || coming)
+    };
+    if kept.iter().any(busy) || kept.len() < wanted {
         return needs;
     }
     let steady = |i: &Instance| i.at == Where::Here && i.moving.is_none();
