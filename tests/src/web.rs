@@ -49,10 +49,17 @@ impl Web {
 
     /// A request to `path` (`/SERVICE/…`), with the token.
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+        self.request_as(method, path, Some(&self.token))
+    }
+
+    /// A request with another token, or none.
+    pub fn request_as(&self, method: &str, path: &str, token: Option<&str>) -> RequestBuilder {
         let method = Method::from_bytes(method.as_bytes()).unwrap_or_default();
-        self.client
-            .request(method, format!("{}{path}", self.base))
-            .bearer_auth(&self.token)
+        let request = self.client.request(method, format!("{}{path}", self.base));
+        match token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
     }
 
     /// Asks and reads the whole answer.

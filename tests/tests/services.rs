@@ -75,7 +75,7 @@ fn without_a_token_only_public_services_answer() {
     serve(&mesh, "open", "echo", "public: true");
     let web = Web::new(&mesh);
     let bare = |path: &str| {
-        let request = web.request("GET", path).bearer_auth("wrong");
+        let request = web.request_as("GET", path, Some("wrong"));
         block_on(web.send(request)).unwrap_or_else(|e| panic!("{e}"))
     };
     assert_eq!(bare("/private/").status, 401);
@@ -227,7 +227,7 @@ fn manifests_that_cannot_be_met_say_why() {
         .fails(1, &["HOP3-0526"]);
     mesh.hop3(&["service", "scale", "kept=2"])
         .fails(1, &["HOP3-0533"]);
-    mesh.hop3(&["artifact", "rm", "counters", "--yes"])
+    mesh.hop3(&["artifact", "rm", "counters"])
         .fails(1, &["HOP3-0407", "kept"]);
     mesh.apply(&manifest("caller", "echo", "calls: [kept]"))
         .ok();
@@ -290,4 +290,24 @@ fn an_event_stream_goes_on_while_its_service_moves() {
             assert_eq!(seen.matches(&format!("message {n}")).count(), 1, "{seen}");
         }
     });
+}
+
+#[test]
+fn another_build_takes_the_state_over_or_is_refused() {
+    let mesh = Mesh::start(&[("edge-1", "edge")]);
+    serve(&mesh, "versions", "svc_v1", "state: single");
+    let web = Web::new(&mesh);
+    for n in 1..=3 {
+        assert_eq!(text(&web, "POST", "/versions/add"), format!("v1 {n}"));
+    }
+    let path = guest("svc_v2").display().to_string();
+    mesh.hop3(&["artifact", "push", &path]).ok();
+    mesh.apply(&manifest("versions", "svc_v2", "state: single"))
+        .ok();
+    assert_eq!(text(&web, "GET", "/versions/"), "v2 3");
+    assert_eq!(text(&web, "POST", "/versions/add"), "v2 4");
+    // The old one has no `hop3_upgrade`: there is no way back for the state.
+    let back = mesh.apply(&manifest("versions", "svc_v1", "state: single"));
+    back.fails(1, &["HOP3-0404", "hop3_upgrade"]);
+    assert_eq!(mesh.service("versions")["status"], "ready");
 }

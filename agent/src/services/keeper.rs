@@ -359,6 +359,10 @@ async fn commit(actor: &Arc<Actor>, storage: &mut Storage) -> Result<(), Problem
         actor.unsettle(taken);
         return Err(problem);
     }
+    // Whoever is answered finds it open again.
+    if actor.is_blocked() {
+        actor.set_blocked(None);
+    }
     actor.settled(taken.releases);
     Ok(())
 }

@@ -75,7 +75,7 @@ fn source(record: Option<&KeptRecord>, restore: Option<&Checkpoint>) -> Source {
 ///
 /// # Errors
 /// What is damaged or missing. An older state is never taken silently.
-pub async fn recover(
+pub(super) async fn recover(
     shelf: &Arc<Shelf>,
     instance: &InstanceId,
     restore: Option<&Checkpoint>,

@@ -88,7 +88,8 @@ async fn a_full_queue_is_busy_and_a_deadline_ends_what_runs_and_what_waits() {
     let short = Duration::from_millis(300);
     let spins = run.ask_for("/spin", None, short);
     until(|| run.waiting() == 0).await;
-    let waits = [run.ask_for("/inc", None, short), run.ask("/inc", None)];
+    let shorter = Duration::from_millis(50);
+    let waits = [run.ask_for("/inc", None, shorter), run.ask("/inc", None)];
     let refused = run.ask("/inc", None).await.unwrap().unwrap_err();
     assert_eq!(refused.code, Code::Busy);
     let ended = spins.await.unwrap().unwrap_err();

@@ -12,7 +12,7 @@ use hop3_common::{
     wire::{CallResult, ServiceReply, ServiceRequest, TopicMessage},
 };
 use hop3_runtime::{
-    service::{Called, Done, Effect, Failure, Image, Input, Instance, Reply},
+    service::{Called, Done, Effect, Failure, Image, Input, Instance, LogLine, Reply},
     wasm::CancelToken,
 };
 
@@ -175,12 +175,16 @@ impl Cell {
 
     fn call(&mut self, actor: &Arc<Actor>, input: Input, cancel: &CancelToken) -> Called {
         self.used = Some(Instant::now());
+        let what = described(&input);
         actor.set_running(Some(cancel.clone()));
         let called = self.guest.call(input, UnixMs::now().0, cancel);
         actor.set_running(None);
         actor.log(&called.log);
         if let Err(failure) = &called.result {
-            tracing::debug!(instance = %actor.instance(), %failure, "a handler failed");
+            tracing::debug!(instance = %actor.instance(), what, %failure, "a handler failed");
+            // For whoever wrote the guest: it cannot say so itself.
+            let text = format!("{what} failed: {failure}");
+            actor.log(&[LogLine { level: 0, text }]);
         }
         called
     }
@@ -513,5 +517,20 @@ fn message_number(actor: &Actor, seq: u64, in_run: u64) -> u64 {
     } else {
         let run = (token.incarnation.0 & 0xffff) << 28;
         epoch.saturating_add(run).saturating_add(in_run)
+    }
+}
+
+/// An input in a few words, for the log. Without its data, which may be secret.
+fn described(input: &Input) -> String {
+    match input {
+        Input::Request { method, path, .. } => {
+            let path = path.split('?').next().unwrap_or_default();
+            format!("{method} {}", path.chars().take(200).collect::<String>())
+        }
+        Input::Topic { topic, .. } => format!("message on {topic}"),
+        Input::StreamData { stream, .. } => format!("data on stream {stream}"),
+        Input::StreamClosed { stream, .. } => format!("end of stream {stream}"),
+        Input::CallEnded { call, .. } => format!("end of call {call}"),
+        Input::Timer { timer } => format!("timer {timer}"),
     }
 }

@@ -190,8 +190,9 @@ pub(crate) fn claimed_bytes(core: &Core, node: &NodeId, bytes: u64) {
     let _ = node.unclaimed_bytes.fetch_update(Relaxed, Relaxed, less);
 }
 
-/// Whether the artifact is a module that agents can run as a service.
-pub(crate) async fn check_service(core: &Core, digest: &Digest) -> Result<(), Problem> {
+/// Whether the artifact is a module that agents can run as a service. Answers whether it can take
+/// over the state of another build.
+pub(crate) async fn check_service(core: &Core, digest: &Digest) -> Result<bool, Problem> {
     let (blobs, digest) = (core.blobs.clone(), *digest);
     let check = move || {
         let mut reader = blobs.reader(&digest, 0).map_err(|e| problem(&e))?;

@@ -118,9 +118,15 @@ fn check_names(wasm: &[u8]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Checks that a module which was admitted can be run as a service.
-pub(super) fn check_service(wasm: &[u8]) -> Result<(), Problem> {
-    service(&names(wasm)?)
+/// Checks that a module which was admitted can be run as a service. Answers whether it exports
+/// `hop3_upgrade`.
+pub(super) fn check_service(wasm: &[u8]) -> Result<bool, Problem> {
+    let names = names(wasm)?;
+    service(&names)?;
+    Ok(names
+        .handlers
+        .iter()
+        .any(|(name, _)| *name == "hop3_upgrade"))
 }
 
 fn service(names: &Names<'_>) -> Result<(), Problem> {

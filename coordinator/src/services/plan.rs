@@ -108,7 +108,10 @@ pub(super) fn needs(wanted: usize, instances: &[Instance]) -> Vec<(usize, Need)>
             .filter(|(_, i)| i.leaves && steady(i) && i.ready)
             .map(|(index, _)| (index, Need::Move)),
     );
-    let broken = kept.iter().any(|i| i.failed && i.current);
+    // What failed on a node that is away is not tried before it is back: it holds up nothing.
+    let broken = kept
+        .iter()
+        .any(|i| i.failed && i.current && i.at == Where::Here);
     let old = kept.iter().position(|i| !i.current && steady(i));
     needs.extend(old.filter(|_| !broken).map(|index| (index, Need::Renew)));
     needs

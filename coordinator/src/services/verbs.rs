@@ -38,7 +38,7 @@ pub(crate) async fn apply(
     // From here on the module stays until a record names it.
     let gate = core.artifacts.gate().read().await;
     let module = artifacts::resolve_kind(core, &spec.module, ArtifactKind::Wasm)?;
-    artifacts::check_service(core, &module.digest).await?;
+    let upgrades = artifacts::check_service(core, &module.digest).await?;
     let (digest, bytes) = (module.digest, module.bytes);
     change(core, name, "apply", |known| {
         let Some(known) = known else {
@@ -53,6 +53,14 @@ pub(crate) async fn apply(
         compatible(name, &before.spec, &spec)?;
         if before.spec == spec && before.module == digest {
             return Ok(None);
+        }
+        if spec.stateful() && before.module != digest && !upgrades {
+            let message = format!(
+                "service `{name}` has state of module {}, which another build can only take over \
+                 with an export `hop3_upgrade`: it gets the key-value data",
+                before.module
+            );
+            return Err(Problem::new(Code::WasmExport, message));
         }
         // More or fewer replicas are no reason to renew those that are there.
         let same = ServiceSpec {

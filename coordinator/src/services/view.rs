@@ -135,16 +135,15 @@ fn instance_view(core: &Core, service: &Service, index: u32) -> Option<ServiceIn
 
 /// Where an instance stands, and why.
 pub(super) fn status_of(core: &Core, service: &Service, index: u32) -> (&'static str, String) {
-    let unplaced = || ("pending", "waiting to be placed".to_owned());
-    let Some(record) = service.instance(index) else {
-        return unplaced();
-    };
-    let serving = core
-        .services
-        .serving(&service.id(index as usize), record.epoch);
+    let record = service.instance(index);
+    // One that was never placed has no record yet, but may have a reason.
+    let epoch = record.map(|record| record.epoch).unwrap_or_default();
+    let serving = core.services.serving(&service.id(index as usize), epoch);
     let said = serving.as_ref().map(|serving| serving.reason.clone());
-    let Some(node) = &record.node else {
-        return ("pending", said.unwrap_or_else(|| unplaced().1));
+    let placed = record.and_then(|record| Some((record, record.node.as_ref()?)));
+    let Some((record, node)) = placed else {
+        let waiting = || "waiting to be placed".to_owned();
+        return ("pending", said.unwrap_or_else(waiting));
     };
     if serving
         .as_ref()

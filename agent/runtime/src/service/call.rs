@@ -71,6 +71,8 @@ pub(super) struct Call {
     pub(super) header_bytes: usize,
     pub(super) body: BytesMut,
     pub(super) stream: Option<u64>,
+    /// A part of the reply was refused.
+    pub(super) cut: bool,
     pub(super) effects: Vec<Effect>,
     pub(super) sent: Sent,
 }

@@ -31,8 +31,11 @@ pub enum StartError {
     /// The image's hidden globals or memory are not those of this module.
     #[error("the state was made by a module of another layout")]
     Layout,
-    /// The state has another version, and the module cannot take it over.
-    #[error("the state has version {from} and the module version {to}: it needs a `hop3_upgrade`")]
+    /// The state was made by another build, and the module cannot take it over.
+    #[error(
+        "the state (version {from}) was made by another build of the guest: this one (version \
+         {to}) needs a `hop3_upgrade`, which goes on from the key-value data"
+    )]
     Schema {
         /// The state's.
         from: u32,

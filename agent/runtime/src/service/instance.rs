@@ -57,11 +57,13 @@ impl Instance {
         instance.started(called)
     }
 
-    /// Makes an instance that goes on from an image: nothing of the guest runs, unless the image
-    /// is of another schema; then `hop3_upgrade`.
+    /// Makes an instance that goes on from an image. Nothing of the guest runs, if the image is of
+    /// the same module. Memory that another build of the guest laid out means nothing to this one:
+    /// it begins with memory of its own, and `hop3_upgrade` makes of the key-value data what it
+    /// needs. Timers and client streams stay.
     ///
     /// # Errors
-    /// The image does not fit the module, or the guest cannot take it over.
+    /// The guest cannot take the state over.
     pub fn restore(
         module: &Arc<ServiceModule>,
         setup: Setup,
@@ -70,16 +72,21 @@ impl Instance {
         cancel: &CancelToken,
     ) -> Result<(Self, Called), StartError> {
         let (from, to) = (image.schema(), module.schema());
-        if from != to && !module.has_upgrade() {
+        let same = image.module() == module.digest();
+        if !same && !module.has_upgrade() {
             return Err(StartError::Schema { from, to });
         }
         let mut instance = Self::new(module, setup, image)?;
-        instance.image.inner_mut().module = *module.digest();
-        let mut live = instance.rebuild(now_ms, cancel)?;
-        if from == to {
+        if same {
+            let live = instance.rebuild(now_ms, cancel)?;
             let usage = live.usage();
             instance.live = Some(live);
             return Ok((instance, nothing_to_do(usage)));
+        }
+        instance.image.inner_mut().module = *module.digest();
+        let mut live = Live::new(module, &instance.setup, cancel, now_ms)?;
+        if instance.setup.stateful {
+            live.capture_initial(module, &mut instance.image);
         }
         let mut held = instance.image.0.held.clone();
         held.counters.schema = to;
@@ -181,12 +188,12 @@ impl Instance {
         let log = live.store.data().log.take();
         let data = live.store.data_mut();
         let files = data.host.reset_files(&self.setup.grants);
-        let reply = data.call.take_reply();
+        let (reply, cut) = (data.call.take_reply(), data.call.cut);
         let result = match outcome {
             Err(error) => Err(failure(&error)),
             Ok(0) => files
                 .map_err(|error| Failure::Ended(in_full(&error)))
-                .and_then(|()| check(reply)),
+                .and_then(|()| check(reply, cut)),
             Ok(said) => Err(Failure::Said(said)),
         };
         let result = result.map(|reply| {
@@ -301,9 +308,10 @@ fn concerns(input: &Input, held: &mut Held) -> Option<u64> {
     }
 }
 
-/// Whether a reply is acceptable.
-fn check(reply: Option<Reply>) -> Result<Option<Reply>, Failure> {
+/// Whether a reply is acceptable. `cut`: a part of it was refused, and the guest went on.
+fn check(reply: Option<Reply>, cut: bool) -> Result<Option<Reply>, Failure> {
     match &reply {
+        Some(_) if cut => Err(Failure::Reply("its body is above `limits.reply`".into())),
         Some(reply) if reply.status == 101 && reply.stream.is_none() => {
             let why = "status 101 without a client stream";
             Err(Failure::Reply(why.into()))
@@ -325,9 +333,16 @@ fn initialize(module: &ServiceModule, live: &mut Live) -> wasmtime::Result<i32> 
 }
 
 fn upgrade(module: &ServiceModule, live: &mut Live, from: u32) -> wasmtime::Result<i32> {
+    let initialize: Option<TypedFunc<(), ()>> =
+        live.function(module.exports.initialize.as_ref())?;
     let upgrade: Option<TypedFunc<i32, i32>> = live.function(module.exports.upgrade.as_ref())?;
     let upgrade = upgrade.ok_or_else(|| wasmtime::Error::msg("`hop3_upgrade` is gone"))?;
-    live.run(module, |store| upgrade.call(store, from.cast_signed()))
+    live.run(module, |mut store| {
+        if let Some(initialize) = initialize {
+            initialize.call(&mut store, ())?;
+        }
+        upgrade.call(&mut store, from.cast_signed())
+    })
 }
 
 fn nothing_to_do(usage: Usage) -> Called {

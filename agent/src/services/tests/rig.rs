@@ -48,10 +48,10 @@ use crate::{
 };
 
 /// A generous deadline of whatever should happen at once.
-pub const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(30);
 
 /// Waits until something holds.
-pub async fn until(mut holds: impl FnMut() -> bool) {
+pub(super) async fn until(mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
         assert!(began.elapsed() < SOON, "it never came to hold");
@@ -61,11 +61,11 @@ pub async fn until(mut holds: impl FnMut() -> bool) {
 
 /// The coordinator and supervisor of the tests.
 #[derive(Default)]
-pub struct Outside {
-    pub heard: Mutex<Vec<Progress>>,
-    pub delivered: Mutex<Vec<Output>>,
+pub(super) struct Outside {
+    pub(super) heard: Mutex<Vec<Progress>>,
+    pub(super) delivered: Mutex<Vec<Output>>,
     /// It refuses checkpoints.
-    pub refuses: AtomicBool,
+    pub(super) refuses: AtomicBool,
 }
 
 impl Owner for Outside {
@@ -84,7 +84,7 @@ impl Owner for Outside {
 }
 
 impl Outside {
-    pub fn checkpoints(&self) -> Vec<Checkpoint> {
+    pub(super) fn checkpoints(&self) -> Vec<Checkpoint> {
         let heard = self.heard.lock().unwrap();
         let made = heard.iter().filter_map(|progress| match progress {
             Progress::Checkpointed(made) => Some(made.clone()),
@@ -93,7 +93,7 @@ impl Outside {
         made.collect()
     }
 
-    pub fn not_sealed(&self) -> Option<Problem> {
+    pub(super) fn not_sealed(&self) -> Option<Problem> {
         let heard = self.heard.lock().unwrap();
         heard.iter().find_map(|progress| match progress {
             Progress::NotSealed(problem) => Some(problem.clone()),
@@ -107,21 +107,21 @@ impl Outside {
     }
 }
 
-pub struct Rig {
+pub(super) struct Rig {
     dir: tempfile::TempDir,
     store: Arc<dyn MetaStore>,
-    pub blobs: Blobs,
+    pub(super) blobs: Blobs,
     link: watch::Sender<Option<quinn::Connection>>,
     engine: ServiceEngine,
     threads: GuestThreads,
-    pub disk: Arc<dyn Disk>,
-    pub outside: Arc<Outside>,
-    pub instance: InstanceId,
-    pub work: ServiceWork,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) outside: Arc<Outside>,
+    pub(super) instance: InstanceId,
+    pub(super) work: ServiceWork,
 }
 
 impl Rig {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let key = MasterKey::from_bytes([5; 32]);
         let store = BlobStore::open(&dir.path().join("blobs"), &key).unwrap();
@@ -160,11 +160,11 @@ impl Rig {
         }
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(super) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn services(&self) -> Services {
+    pub(super) fn services(&self) -> Services {
         let kept = futures(Kept::load(self.store.clone(), self.blobs.clone())).unwrap();
         let (outgoing, task) = Outgoing::new(self.link.subscribe());
         tokio::spawn(task.run());
@@ -185,19 +185,19 @@ impl Rig {
     }
 
     /// Runs the instance in a fresh agent, under this incarnation of epoch 1.
-    pub async fn run(&self, incarnation: u64) -> Run {
+    pub(super) async fn run(&self, incarnation: u64) -> Run {
         let services = self.services();
         self.run_as(&services, self.instance.as_str(), incarnation)
             .await
     }
 
-    pub async fn run_as(&self, services: &Services, instance: &str, incarnation: u64) -> Run {
+    pub(super) async fn run_as(&self, services: &Services, instance: &str, incarnation: u64) -> Run {
         self.start(services, instance, token(1, incarnation))
             .await
             .unwrap_or_else(|event| panic!("it did not start: {event:?}"))
     }
 
-    pub async fn start(
+    pub(super) async fn start(
         &self,
         services: &Services,
         instance: &str,
@@ -234,7 +234,7 @@ impl Rig {
     }
 }
 
-pub fn token(epoch: u64, incarnation: u64) -> Token {
+pub(super) fn token(epoch: u64, incarnation: u64) -> Token {
     Token {
         epoch: Epoch(epoch),
         incarnation: Incarnation(incarnation),
@@ -274,18 +274,18 @@ fn work(module: Digest, module_bytes: u64) -> ServiceWork {
 }
 
 /// One run of the instance.
-pub struct Run {
-    pub services: Services,
-    pub actor: Arc<Actor>,
-    pub outside: Arc<Outside>,
+pub(super) struct Run {
+    pub(super) services: Services,
+    pub(super) actor: Arc<Actor>,
+    pub(super) outside: Arc<Outside>,
     stop: CancellationToken,
     task: JoinHandle<Event>,
 }
 
-pub type Answer = oneshot::Receiver<Result<ServiceReply, Problem>>;
+pub(super) type Answer = oneshot::Receiver<Result<ServiceReply, Problem>>;
 
 impl Run {
-    pub fn ask_for(&self, path: &str, key: Option<&str>, limit: Duration) -> Answer {
+    pub(super) fn ask_for(&self, path: &str, key: Option<&str>, limit: Duration) -> Answer {
         let (tell, told) = oneshot::channel();
         let reply = move |result| {
             let _ = tell.send(crate::services::route::service_reply(result));
@@ -308,18 +308,18 @@ impl Run {
         told
     }
 
-    pub fn ask(&self, path: &str, key: Option<&str>) -> Answer {
+    pub(super) fn ask(&self, path: &str, key: Option<&str>) -> Answer {
         self.ask_for(path, key, SOON)
     }
 
     /// Asks, and gives the number that it answers.
-    pub async fn number(&self, path: &str) -> u32 {
+    pub(super) async fn number(&self, path: &str) -> u32 {
         let answer = tokio::time::timeout(SOON, self.ask(path, None)).await;
         let reply = answer.unwrap().unwrap().unwrap();
         u32::from_le_bytes(reply.body[..].try_into().unwrap())
     }
 
-    pub async fn message(
+    pub(super) async fn message(
         &self,
         message: hop3_common::wire::TopicMessage,
     ) -> Result<CallResult, Problem> {
@@ -333,28 +333,28 @@ impl Run {
         told.await.unwrap()
     }
 
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.actor.waiting()
     }
 
-    pub fn order(&self, order: Order) {
+    pub(super) fn order(&self, order: Order) {
         let (instance, token) = (self.actor.instance(), self.actor.token());
         self.services.order(instance, token, order);
     }
 
     /// The agent is killed: nothing is said to anybody.
-    pub fn drop_everything(self) {
+    pub(super) fn drop_everything(self) {
         self.task.abort();
     }
 
     /// The orderly end.
-    pub async fn stop(self) -> Event {
+    pub(super) async fn stop(self) -> Event {
         self.stop.cancel();
         self.task.await.unwrap()
     }
 
     /// The end that comes by itself.
-    pub async fn ended(self) -> Event {
+    pub(super) async fn ended(self) -> Event {
         tokio::time::timeout(SOON, self.task)
             .await
             .unwrap()

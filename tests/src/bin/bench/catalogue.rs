@@ -286,8 +286,12 @@ pub(crate) static ALL: &[Entry] = &[
         "PSS that 1,000 idle instances of `echo` add to an agent, for each",
     )
     .bar(16.0),
-    more("service.instances_per_gib", "", "the same, turned round"),
-    plain("service.threads", "", "threads of that agent"),
+    more(
+        "service.instances_per_gib",
+        "/GiB",
+        "the same, turned round",
+    ),
+    plain("service.threads", "threads", "threads of that agent"),
     less(
         "checkpoint.ms",
         "ms",
@@ -316,11 +320,15 @@ pub(crate) static ALL: &[Entry] = &[
     ),
     less(
         "move.lost",
-        "",
+        "changes",
         "changes acknowledged and not there, or there twice, of `move.requests`",
     )
     .bar(0.0),
-    plain("move.requests", "", "changes acknowledged during the moves"),
+    plain(
+        "move.requests",
+        "changes",
+        "changes acknowledged during the moves",
+    ),
 ];
 
 /// The entry for a metric: its own, else its family's.

@@ -54,8 +54,14 @@ fn the_format_is_frozen() {
     assert_eq!((delta.len(), hash.as_str()), GOLDEN_DELTA);
 }
 
-const GOLDEN_IMAGE: (usize, &str) = (0, "");
-const GOLDEN_DELTA: (usize, &str) = (0, "");
+const GOLDEN_IMAGE: (usize, &str) = (
+    8675,
+    "3ff076fc1ca07a3b1b93b7a935eb7940ae9f2a183b73aee723fab9f9f43d1840",
+);
+const GOLDEN_DELTA: (usize, &str) = (
+    8695,
+    "84fa911ed1dde424ac8e1cbeede3c271f52c5938264e7180f204116030632066",
+);
 
 #[test]
 fn an_image_says_what_it_holds() {

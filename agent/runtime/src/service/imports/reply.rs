@@ -60,6 +60,8 @@ pub(super) fn reply_write(cx: &mut Cx<'_>, ptr: u32, len: u32) -> Answer<i32> {
         refuse!(NOT_NOW);
     }
     if cx.data.call.body.len() as u64 + u64::from(len) > cx.sent_max() {
+        // A guest that does not look would answer a part as the whole.
+        cx.data.call.cut = true;
         refuse!(LIMIT);
     }
     let bytes = &cx.memory[ptr as usize..][..len as usize];

@@ -183,10 +183,6 @@ fn refusals_have_their_numbers() {
     );
     assert_eq!(say_tight(&wrap("(call $reply_stream)")), -3);
     assert_eq!(
-        say_tight("(call $reply_write (i32.const 64) (i32.const 5))"),
-        -3
-    );
-    assert_eq!(
         say_tight("(call $publish (i32.const 64) (i32.const 5) (i32.const 64) (i32.const 5))"),
         -3
     );
@@ -206,6 +202,23 @@ fn refusals_have_their_numbers() {
         -5
     );
     assert_eq!(say("(call $timer_set (i64.const 1) (i64.const -1))"), -5);
+}
+
+#[test]
+fn a_reply_that_is_cut_is_no_reply() {
+    let mut tight = setup();
+    tight.limits.reply_bytes = 4;
+    let wat = handler(
+        "",
+        "(drop (call $reply_write (i32.const 0) (i32.const 4)))
+         (drop (call $reply_write (i32.const 0) (i32.const 1)))
+         (i32.const 0)",
+    );
+    let (mut instance, _) = Instance::create(&load(&wat), tight, NOW, &CancelToken::new()).unwrap();
+    let result = instance
+        .call(request("/", ""), NOW, &CancelToken::new())
+        .result;
+    assert!(matches!(result, Err(Failure::Reply(_))), "{result:?}");
 }
 
 #[test]
