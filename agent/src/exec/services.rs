@@ -58,7 +58,12 @@ pub(super) async fn logs(
     follow: bool,
     send: &mut SendStream,
 ) {
-    while channel == Channel::Stdout {
+    // Standard error is part of the same log.
+    if channel != Channel::Stdout {
+        let _ = send.finish();
+        return;
+    }
+    loop {
         let (piece, next) = ring.read(offset);
         if !piece.is_empty() {
             if send.write_chunk(piece).await.is_err() {

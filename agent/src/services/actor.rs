@@ -234,13 +234,12 @@ impl Actor {
     }
 
     fn ask(self: &Arc<Self>, item: Item) {
-        let refused = self.inbox().ask(item);
-        match refused {
-            Ok(()) => self.schedule(),
-            Err((Item::Request(_, ask) | Item::Message(_, ask), problem)) => {
-                (ask.reply)(Err(problem));
-            }
-            Err(_) => {}
+        let taken = self.inbox().ask(item);
+        let Err(refused) = taken else {
+            return self.schedule();
+        };
+        if let (Item::Request(_, ask) | Item::Message(_, ask), problem) = *refused {
+            (ask.reply)(Err(problem));
         }
     }
 

@@ -174,13 +174,13 @@ impl Inbox {
     ///
     /// # Errors
     /// Why not; the item comes back, so that its asker can be told.
-    pub fn ask(&mut self, item: Item) -> Result<(), (Item, Problem)> {
+    pub fn ask(&mut self, item: Item) -> Result<(), Box<(Item, Problem)>> {
         if let Err(problem) = self.open() {
-            return Err((item, problem));
+            return Err(Box::new((item, problem)));
         }
         if self.asks >= self.asks_max {
             let message = format!("{} requests and messages wait for it", self.asks);
-            return Err((item, Problem::new(Code::Busy, message)));
+            return Err(Box::new((item, Problem::new(Code::Busy, message))));
         }
         self.asks += 1;
         self.items.push_back(item);
@@ -268,7 +268,12 @@ mod tests {
     fn every_refusal_says_why_and_nothing_internal_is_lost() {
         let answers = Arc::default();
         let mut inbox = Inbox::new(2);
-        let refused = |inbox: &mut Inbox| inbox.ask(request(&answers)).err().map(|(_, p)| p.code);
+        let refused = |inbox: &mut Inbox| {
+            inbox
+                .ask(request(&answers))
+                .err()
+                .map(|refused| refused.1.code)
+        };
         assert_eq!(refused(&mut inbox), Some(Code::ServiceNotReady));
         assert!(inbox.set_phase(Phase::Serving).is_empty());
         assert_eq!(refused(&mut inbox), None);

@@ -111,11 +111,9 @@ async fn take(
     );
     let mut nodes = vec![node.id.clone()];
     match &outcome {
-        Outcome::Swapped { to, .. } => {
-            if *to != node.id {
-                core.nodes.ledger().release(&node.id, &instance);
-                nodes.push(to.clone());
-            }
+        Outcome::Swapped { to, .. } if *to != node.id => {
+            core.nodes.ledger().release(&node.id, &instance);
+            nodes.push(to.clone());
         }
         Outcome::Ready { moved: Some(moved) } if moved.to != node.id => {
             core.nodes.ledger().release(&moved.to, &instance);

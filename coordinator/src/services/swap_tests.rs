@@ -192,7 +192,7 @@ impl World {
 }
 
 fn step(world: &mut World, kind: u8, detail: u8) {
-    let name = node(if detail % 2 == 0 { "a" } else { "b" });
+    let name = node(if detail.is_multiple_of(2) { "a" } else { "b" });
     match kind % 9 {
         0 => world.assign(),
         1 => world.begin_move(),

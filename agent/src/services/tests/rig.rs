@@ -191,7 +191,12 @@ impl Rig {
             .await
     }
 
-    pub(super) async fn run_as(&self, services: &Services, instance: &str, incarnation: u64) -> Run {
+    pub(super) async fn run_as(
+        &self,
+        services: &Services,
+        instance: &str,
+        incarnation: u64,
+    ) -> Run {
         self.start(services, instance, token(1, incarnation))
             .await
             .unwrap_or_else(|event| panic!("it did not start: {event:?}"))

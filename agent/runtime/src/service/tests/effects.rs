@@ -25,7 +25,7 @@ fn field(number: i32, input: Input) -> Result<String, Failure> {
         ..setup()
     };
     // `hop3_init` fails where a field is not there, so only those of all calls may be asked.
-    let wat = if number == 0 || number >= 14 && number < 17 {
+    let wat = if number == 0 || (14..17).contains(&number) {
         wat
     } else {
         wat.replace("hop3_init", "other")
