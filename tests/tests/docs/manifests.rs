@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 
-use hop3_common::spec::{ByteSize, Millis};
 use serde_json::Value;
 
 /// Sections of the page, by kind: marker, schema, and a spec with every default in it.
@@ -46,7 +45,11 @@ fn rows(document: &Value, schema: &Value, path: &str, defaults: &Value, text: &m
         } else {
             shown(kind, default)
         };
-        let said = field["description"].as_str().unwrap_or_default();
+        let either = field["oneOf"].as_array().into_iter().flatten();
+        let mut said = std::iter::once(field)
+            .chain(either)
+            .filter_map(|schema| schema["description"].as_str());
+        let said = said.next().unwrap_or_default();
         assert!(!said.is_empty(), "{path} has no description");
         let mut said = said.replace('\n', " ").replace('|', "\\|");
         if let Some(choices) = inner.and_then(choices) {
@@ -84,8 +87,8 @@ fn choices(schema: &Value) -> Option<String> {
 fn shown(kind: Option<&str>, value: &Value) -> String {
     let number = value.as_u64();
     match (kind, value) {
-        (Some("ByteSize"), _) => number.map(|n| format!("`{}`", plain(&ByteSize(n).to_string()))),
-        (Some("Millis"), _) => number.map(|n| format!("`{}`", plain(&Millis(n).to_string()))),
+        (Some("ByteSize"), _) => number.map(|n| format!("`{}`", written(n, &SIZES))),
+        (Some("Millis"), _) => number.map(|n| format!("`{}`", written(n, &TIMES))),
         (_, Value::Null) => Some("none".to_owned()),
         (_, Value::Array(items)) if items.is_empty() => Some("none".to_owned()),
         (_, Value::Object(items)) if items.is_empty() => Some("none".to_owned()),
@@ -95,7 +98,14 @@ fn shown(kind: Option<&str>, value: &Value) -> String {
     .unwrap_or_default()
 }
 
-/// As people write it in a manifest.
-fn plain(text: &str) -> String {
-    text.replace(' ', "")
+const SIZES: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+const TIMES: [(&str, u64); 3] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+
+/// As people write it in a manifest: in the largest unit that divides it.
+fn written(number: u64, units: &[(&str, u64)]) -> String {
+    let fits = |(_, size): &&(&str, u64)| number > 0 && number.is_multiple_of(*size);
+    match units.iter().find(fits) {
+        Some((unit, size)) => format!("{}{unit}", number / size),
+        None => number.to_string(),
+    }
 }
