@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hop3_common::{
     chunks::BlobStore,
     codes::Problem,
-    id::{Digest, NodeId},
+    id::{Digest, InstanceId, NodeId},
     identity::{
         PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
@@ -85,8 +85,8 @@ impl Brain for Core {
         artifacts::stored(self, node, size);
     }
 
-    async fn fetched(&self, node: &NodeId, digest: &Digest) {
-        services::fetched(self, node, digest).await;
+    async fn fetched(&self, node: &NodeId, instance: &InstanceId) {
+        services::fetched(self, node, instance).await;
     }
 
     async fn outgoing(

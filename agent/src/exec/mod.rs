@@ -212,9 +212,14 @@ impl Exec {
         &self.0.services
     }
 
-    /// Has blobs here before they are needed.
-    pub fn prefetch(&self, blobs: Vec<Output>) {
-        self.0.services.prefetch(blobs);
+    /// Has a service's module compiled and blobs of its state here before they are needed.
+    pub fn prefetch(&self, instance: InstanceId, module: Output, blobs: Vec<Output>) {
+        self.0.services.prefetch(instance, module, blobs);
+    }
+
+    /// The next instance for which that is done, as well as it could be.
+    pub async fn prefetched(&self) -> InstanceId {
+        self.0.services.prefetched().await
     }
 
     /// Runs in hand.

@@ -36,7 +36,7 @@ mod verdict;
 pub mod wheel;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -61,8 +61,10 @@ use crate::{blobs::Blobs, config::Volume};
 pub(crate) const COMPILES_MAX: usize = 1;
 /// Blobs fetched at once because an instance may come.
 const PREFETCH_MAX: usize = 2;
-/// Blobs that may wait to be fetched; more are not fetched ahead.
-const PREFETCH_WAITING_MAX: usize = 64;
+/// Blobs fetched ahead for one instance: a checkpoint has no more.
+const PREFETCH_BLOBS_MAX: usize = hop3_common::wire::CHECKPOINT_PARTS_MAX;
+/// Instances made ready ahead that the coordinator has not been told of.
+const PREFETCHED_MAX: usize = 1_024;
 
 /// What services are run with.
 pub struct Options {
@@ -100,6 +102,8 @@ struct Inner {
     outgoing: Outgoing,
     compiles: Semaphore,
     prefetches: Arc<Semaphore>,
+    prefetched: Mutex<VecDeque<InstanceId>>,
+    prefetched_more: Notify,
     live: Mutex<BTreeMap<InstanceId, Live>>,
     /// Logs outlive runs.
     rings: Mutex<HashMap<InstanceId, Arc<Ring>>>,
@@ -153,6 +157,8 @@ impl Services {
             outgoing,
             compiles: Semaphore::new(COMPILES_MAX),
             prefetches: Arc::new(Semaphore::new(PREFETCH_MAX)),
+            prefetched: Mutex::default(),
+            prefetched_more: Notify::new(),
             live: Mutex::default(),
             rings: Mutex::default(),
             discarding: Mutex::default(),
@@ -275,16 +281,36 @@ impl Services {
         }
     }
 
-    /// Fetches blobs that may be needed, in the background.
-    pub fn prefetch(&self, blobs: Vec<Output>) {
-        for blob in blobs.into_iter().take(PREFETCH_WAITING_MAX) {
-            let (places, store) = (self.0.prefetches.clone(), self.0.blobs.clone());
-            tokio::spawn(async move {
-                let _place = places.acquire_owned().await;
-                if let Err(problem) = store.fetch(blob.digest, blob.bytes).await {
-                    tracing::info!(digest = ?blob.digest, %problem, "not fetched ahead");
+    /// Compiles the module and fetches the blobs of an instance that may come, in the background.
+    pub fn prefetch(&self, instance: InstanceId, module: Output, blobs: Vec<Output>) {
+        let services = self.clone();
+        tokio::spawn(async move {
+            let _place = services.0.prefetches.clone().acquire_owned().await;
+            if let Err(problem) = services.module(module.digest, module.bytes).await {
+                tracing::info!(%instance, %problem, "its module is not compiled ahead");
+            }
+            for blob in blobs.into_iter().take(PREFETCH_BLOBS_MAX) {
+                if let Err(problem) = services.0.blobs.fetch(blob.digest, blob.bytes).await {
+                    tracing::info!(%instance, digest = ?blob.digest, %problem, "not fetched ahead");
                 }
-            });
+            }
+            let mut done = lock(&services.0.prefetched);
+            // Nobody asked for more than wait; a coordinator that misses one goes on without.
+            if done.len() < PREFETCHED_MAX {
+                done.push_back(instance);
+            }
+            drop(done);
+            services.0.prefetched_more.notify_one();
+        });
+    }
+
+    /// The next instance for which [`prefetch`](Self::prefetch) is done. Cancel-safe.
+    pub async fn prefetched(&self) -> InstanceId {
+        loop {
+            if let Some(instance) = lock(&self.0.prefetched).pop_front() {
+                return instance;
+            }
+            self.0.prefetched_more.notified().await;
         }
     }
 

@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_millis(5);
 const DISK_RETRY: Duration = Duration::from_secs(2);
 
 /// A module that can be instantiated, and what it took.
-struct Module {
+pub(super) struct Module {
     module: Arc<ServiceModule>,
     fetch_us: u64,
     load_us: u64,
@@ -254,7 +254,7 @@ impl Services {
     }
 
     /// A module, fetched and compiled if it must be.
-    async fn module(&self, digest: Digest, bytes: u64) -> Result<Module, Problem> {
+    pub(super) async fn module(&self, digest: Digest, bytes: u64) -> Result<Module, Problem> {
         if bytes > MODULE_BYTES_MAX {
             let message = format!("the module has {bytes} bytes; {MODULE_BYTES_MAX} is the limit");
             return Err(Problem::new(Code::TooLarge, message));

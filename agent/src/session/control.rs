@@ -199,6 +199,9 @@ impl Session {
                     let facts = facts.borrow_and_update().clone();
                     queue(&mut out, &Up::Facts(facts));
                 }
+                instance = self.options.exec.prefetched() => {
+                    queue(&mut out, &Up::Fetched { instance });
+                }
                 () = self.renewal_due() => {
                     if let Some(renew) = self.renew() {
                         queue(&mut out, &renew);
@@ -242,8 +245,12 @@ impl Session {
             Down::Checkpoint { instance, epoch } => {
                 supervisor.step(Input::Checkpoint { instance, epoch }).await
             }
-            Down::Fetch { blobs } => {
-                self.options.exec.prefetch(blobs);
+            Down::Fetch {
+                instance,
+                module,
+                blobs,
+            } => {
+                self.options.exec.prefetch(instance, module, blobs);
                 Ok(())
             }
             Down::Telemetry {

@@ -115,6 +115,11 @@ pub enum Up {
         /// Why, for people.
         reason: String,
     },
+    /// Answers `Fetch`: what can be here before the instance is.
+    Fetched {
+        /// Which instance.
+        instance: InstanceId,
+    },
 }
 
 /// From coordinator to agent on the control stream.
@@ -179,9 +184,14 @@ pub enum Down {
         /// Its epoch.
         epoch: Epoch,
     },
-    /// Have these blobs: an instance that needs them may come.
+    /// A service's instance may come: have its module compiled, and these blobs. Answered by
+    /// [`Up::Fetched`], whatever came of it.
     Fetch {
-        /// Which.
+        /// Which instance.
+        instance: InstanceId,
+        /// Its module.
+        module: Output,
+        /// What of its state can go ahead.
         blobs: Vec<Output>,
     },
 }

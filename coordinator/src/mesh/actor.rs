@@ -187,6 +187,7 @@ impl Actor<'_> {
         match up {
             Up::Inventory(held) => brain.inventory(self.link, held).await,
             Up::Facts(facts) => brain.facts(self.link, facts).await,
+            Up::Fetched { instance } => brain.fetched(self.link.node(), &instance).await,
             Up::Renew { csr_der } => self.renew(&csr_der).await,
             Up::Leaving { reason } => {
                 let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();

@@ -82,7 +82,6 @@ impl Transfer {
         match self.send_blob(&mut send, digest, offset).await {
             Ok(()) => {
                 let _ = send.finish();
-                self.shared.brain.fetched(self.link.node(), &digest).await;
             }
             Err(failed) => end(&mut send, failed).await,
         }

@@ -43,7 +43,7 @@ use bytes::Bytes;
 use hop3_common::{
     chunks::BlobStore,
     codes::Problem,
-    id::{Digest, NodeId},
+    id::{Digest, InstanceId, NodeId},
     identity::{
         PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
@@ -117,7 +117,7 @@ pub trait Brain: Send + Sync + 'static {
     async fn stored(&self, node: &NodeId, digest: &Digest, size: u64);
 
     /// `node` was sent a blob to its last byte.
-    async fn fetched(&self, node: &NodeId, digest: &Digest);
+    async fn fetched(&self, node: &NodeId, instance: &InstanceId);
 
     /// What an instance of the node (or a client of its gateway) asks of the mesh. May wait for
     /// other nodes, within the deadline asked for; may be dropped.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hop3_common::{
     chunks::BlobStore,
     codes::{Code, Problem},
-    id::{Digest, MeshId, NodeId, UnixMs},
+    id::{Digest, InstanceId, MeshId, NodeId, UnixMs},
     identity::{
         CertificateAuthority, NodeKey, PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
@@ -98,7 +98,7 @@ pub(crate) struct Seen {
     pub(crate) samples: Vec<(NodeId, Sample)>,
     pub(crate) gone: Vec<(NodeId, u64, String)>,
     pub(crate) stored: Vec<(NodeId, Digest, u64)>,
-    pub(crate) fetched: Vec<(NodeId, Digest)>,
+    pub(crate) fetched: Vec<(NodeId, InstanceId)>,
     pub(crate) outgoing: Vec<(NodeId, u64)>,
 }
 
@@ -209,8 +209,8 @@ impl Brain for FakeBrain {
         self.seen.lock().unwrap().samples.extend(samples);
     }
 
-    async fn fetched(&self, node: &NodeId, digest: &Digest) {
-        let fetched = (node.clone(), *digest);
+    async fn fetched(&self, node: &NodeId, instance: &InstanceId) {
+        let fetched = (node.clone(), instance.clone());
         self.seen.lock().unwrap().fetched.push(fetched);
     }
 

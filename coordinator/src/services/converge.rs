@@ -22,8 +22,6 @@ use crate::{
 
 /// Steps of one convergence: each of 256 instances may be ended, placed and renewed.
 const STEPS_MAX: usize = 256 * 3;
-/// State at most this large is not waited for: the target fetches it while the source stops.
-const COPY_SMALL_BYTES: u64 = 1 << 20;
 /// How long a target may take to fetch what goes ahead; then the rest is fetched at the end.
 const COPY_WAIT_MS: u64 = 120_000;
 /// How long source or target of a move may be away before it is given up.
@@ -144,11 +142,8 @@ fn facts(core: &Core, service: &Service, index: usize, now: UnixMs) -> Instance 
 
 /// Whether enough of the state has gone ahead.
 fn copied(copy: &Copying, now: UnixMs) -> bool {
-    copy.told.is_some_and(|told| {
-        copy.missing.is_empty()
-            || copy.bytes <= COPY_SMALL_BYTES
-            || now.0.saturating_sub(told.0) > COPY_WAIT_MS
-    })
+    copy.told
+        .is_some_and(|told| copy.fetched || now.0.saturating_sub(told.0) > COPY_WAIT_MS)
 }
 
 /// Why a move that was not swapped cannot go on.

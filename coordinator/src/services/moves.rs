@@ -15,7 +15,7 @@ use std::time::Duration;
 use hop3_common::{
     api::{MigrateRequest, MoveView},
     codes::{Code, Problem},
-    id::{Digest, NodeId, ServiceName, UnixMs},
+    id::{InstanceId, NodeId, ServiceName, UnixMs},
     wire::{Checkpoint, Down},
 };
 
@@ -217,29 +217,21 @@ pub(crate) async fn abort(
     Ok(move_view(ended.unwrap_or(&moving), now))
 }
 
-/// A node has read a blob to its end: what goes ahead of a move is there.
-pub(crate) async fn fetched(core: &Core, node: &NodeId, digest: &Digest) {
-    let complete: Vec<ServiceName> = {
-        let mut live = core.services.live();
-        let moves = live.iter_mut().filter_map(|(id, serving)| {
-            let was = serving.copy.missing.remove(digest);
-            (was && serving.copy.missing.is_empty()).then(|| id.as_service())?
-        });
-        moves.map(|(name, _)| name).collect()
+/// A node has what can be there before an instance moves to it.
+pub(crate) async fn fetched(core: &Core, node: &NodeId, id: &InstanceId) {
+    let Some((name, index)) = id.as_service() else {
+        return;
     };
-    for name in complete {
-        let Some(service) = core.services.get(&name) else {
-            continue;
-        };
-        let to = |moving: &MoveRecord| moving.to == *node;
-        if service
-            .instances
-            .iter()
-            .any(|instance| instance.moving.as_ref().is_some_and(to))
-        {
-            converge(core, &name).await;
-        }
+    let service = core.services.get(&name);
+    let record = service.as_ref().and_then(|service| service.instance(index));
+    let moving = record.and_then(|record| record.moving.as_ref());
+    if moving.is_none_or(|moving| moving.to != *node) {
+        return;
     }
+    if let Some(serving) = core.services.live().get_mut(id) {
+        serving.copy.fetched = true;
+    }
+    converge(core, &name).await;
 }
 
 /// Asks an instance for a checkpoint and waits until it is durable here.

@@ -7,7 +7,7 @@ use hop3_common::{
     id::{InstanceId, NodeId, ServiceName, UnixMs},
     ownership::Epoch,
     spec::Millis,
-    wire::{Checkpoint, Down, Event, Phase, Report, ServiceFacts},
+    wire::{Checkpoint, Down, Event, Output, Phase, Report, ServiceFacts},
 };
 
 use super::{
@@ -130,7 +130,12 @@ async fn take(
     }
     supersede(core, &outcome, record.checkpoint.as_ref());
     if let (Outcome::Checkpointed { .. }, Some(moving)) = (&outcome, &record.moving) {
-        send_ahead(core, &instance, moving, record.checkpoint.as_ref(), now);
+        let module = Output {
+            digest: service.record.module,
+            bytes: service.record.module_bytes,
+        };
+        let checkpoint = record.checkpoint.as_ref();
+        send_ahead(core, &instance, module, moving, checkpoint, now);
     }
     Ok(Taken { instance, nodes })
 }
@@ -295,10 +300,11 @@ fn supersede(core: &Core, outcome: &Outcome, now: Option<&Checkpoint>) {
     core.services.supersede(gone);
 }
 
-/// Tells the target of a move to fetch what was just checkpointed.
+/// Tells the target of a move to make the module ready and to fetch what was just checkpointed.
 fn send_ahead(
     core: &Core,
     id: &InstanceId,
+    module: Output,
     moving: &MoveRecord,
     checkpoint: Option<&Checkpoint>,
     now: UnixMs,
@@ -313,12 +319,16 @@ fn send_ahead(
             return;
         };
         serving.copy.told = Some(now);
-        serving.copy.bytes = blobs.iter().map(|part| part.bytes).sum();
-        serving.copy.missing = blobs.iter().map(|part| part.digest).collect();
+        serving.copy.fetched = false;
     }
     let link = core.nodes.get(&moving.to).and_then(|node| node.link());
     // Not sent, or lost: the target then fetches it when it is assigned.
-    let sent = link.map(|link| link.send(Down::Fetch { blobs }));
+    let fetch = Down::Fetch {
+        instance: id.clone(),
+        module,
+        blobs,
+    };
+    let sent = link.map(|link| link.send(fetch));
     if !matches!(sent, Some(Ok(()))) {
         tracing::debug!(instance = %id, to = %moving.to, "not told to fetch ahead");
     }

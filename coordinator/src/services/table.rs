@@ -70,10 +70,8 @@ pub(crate) struct Copying {
     pub(crate) asked: Option<u64>,
     /// When the target was told to fetch.
     pub(crate) told: Option<UnixMs>,
-    /// What it has not fetched yet.
-    pub(crate) missing: BTreeSet<Digest>,
-    /// Bytes it was told to fetch.
-    pub(crate) bytes: u64,
+    /// It has what can be there ahead.
+    pub(crate) fetched: bool,
     /// When the source was told to seal.
     pub(crate) sealing: Option<Instant>,
     /// When an abort was asked for, and why.

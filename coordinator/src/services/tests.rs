@@ -127,7 +127,15 @@ impl Stage {
         let copied = checkpoint(token(1, 1), 5);
         self.say_a(token(1, 1), Event::Checkpointed(copied)).await;
         assert!(asked(&self.on_b.take(), "fetch"));
+        assert!(!asked(&self.on_a.take(), "seal"), "not before it is there");
+        self.fetched().await;
         assert!(asked(&self.on_a.take(), "seal"));
+    }
+
+    /// The target has what goes ahead.
+    async fn fetched(&self) {
+        let b = "b".parse().unwrap();
+        super::fetched(&self.core, &b, &instance(0)).await;
     }
 
     async fn view(&self) -> ServiceView {
@@ -214,6 +222,7 @@ async fn a_move_goes_on_from_its_record_after_a_restart() {
     assert!(asked(&stage.on_a.take(), "checkpoint"), "asked again");
     let copied = checkpoint(token(1, 1), 5);
     stage.say_a(token(1, 1), Event::Checkpointed(copied)).await;
+    stage.fetched().await;
     assert!(asked(&stage.on_a.take(), "seal"));
     stage.restart(held(1, Phase::Running), vec![]).await;
     assert!(asked(&stage.on_a.take(), "seal"), "told again");
