@@ -4,7 +4,7 @@
 use hop3_common::{
     codes::Problem,
     id::{InstanceId, NodeId, ServiceName, UnixMs},
-    wire::Down,
+    wire::{Down, Output},
 };
 
 use super::{
@@ -73,6 +73,7 @@ pub(super) async fn converge(core: &Core, name: &ServiceName) {
     }
     if let Some(service) = core.services.get(name) {
         ask_sources(core, &service);
+        tell_targets(core, &service);
     }
     routes::refresh(core, name);
 }
@@ -203,6 +204,45 @@ fn ask_sources(core: &Core, service: &Service) {
         };
         if let Err(problem) = link.send(ask) {
             tracing::debug!(instance = %id, %problem, "not asked for a checkpoint");
+        }
+    }
+}
+
+/// Tells the targets of moves to make the module ready and to fetch the checkpoint that goes ahead,
+/// once in each session.
+fn tell_targets(core: &Core, service: &Service) {
+    for (index, record) in service.instances.iter().enumerate() {
+        let copying = record
+            .moving
+            .as_ref()
+            .filter(|moving| moving.stage == MoveStage::Copying);
+        let Some(moving) = copying else { continue };
+        let Some(link) = core.nodes.get(&moving.to).and_then(|node| node.link()) else {
+            continue;
+        };
+        let id = service.id(index);
+        {
+            let mut live = core.services.live();
+            let Some(serving) = live.get_mut(&id) else {
+                continue;
+            };
+            let copy = &mut serving.copy;
+            if copy.told.is_none() || copy.fetched || copy.sent == Some(link.session()) {
+                continue;
+            }
+            copy.sent = Some(link.session());
+        }
+        let parts = record.checkpoint.as_ref().map(|cp| cp.parts.clone());
+        let fetch = Down::Fetch {
+            instance: id.clone(),
+            module: Output {
+                digest: service.record.module,
+                bytes: service.record.module_bytes,
+            },
+            blobs: parts.unwrap_or_default(),
+        };
+        if let Err(problem) = link.send(fetch) {
+            tracing::debug!(instance = %id, %problem, "not told to fetch ahead");
         }
     }
 }

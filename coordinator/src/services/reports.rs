@@ -7,7 +7,7 @@ use hop3_common::{
     id::{InstanceId, NodeId, ServiceName, UnixMs},
     ownership::Epoch,
     spec::Millis,
-    wire::{Checkpoint, Down, Event, Output, Phase, Report, ServiceFacts},
+    wire::{Checkpoint, Event, Phase, Report, ServiceFacts},
 };
 
 use super::{
@@ -130,12 +130,13 @@ async fn take(
     }
     supersede(core, &outcome, record.checkpoint.as_ref());
     if let (Outcome::Checkpointed { .. }, Some(moving)) = (&outcome, &record.moving) {
-        let module = Output {
-            digest: service.record.module,
-            bytes: service.record.module_bytes,
-        };
-        let checkpoint = record.checkpoint.as_ref();
-        send_ahead(core, &instance, module, moving, checkpoint, now);
+        // Whoever converges next tells the target.
+        if moving.stage == MoveStage::Copying
+            && let Some(serving) = core.services.live().get_mut(&instance)
+        {
+            (serving.copy.told, serving.copy.sent) = (Some(now), None);
+            serving.copy.fetched = false;
+        }
     }
     Ok(Taken { instance, nodes })
 }
@@ -298,40 +299,6 @@ fn supersede(core: &Core, outcome: &Outcome, now: Option<&Checkpoint>) {
         .map(|part| part.digest)
         .filter(|digest| !kept(*digest));
     core.services.supersede(gone);
-}
-
-/// Tells the target of a move to make the module ready and to fetch what was just checkpointed.
-fn send_ahead(
-    core: &Core,
-    id: &InstanceId,
-    module: Output,
-    moving: &MoveRecord,
-    checkpoint: Option<&Checkpoint>,
-    now: UnixMs,
-) {
-    if moving.stage != MoveStage::Copying {
-        return;
-    }
-    let blobs = checkpoint.map(|cp| cp.parts.clone()).unwrap_or_default();
-    {
-        let mut live = core.services.live();
-        let Some(serving) = live.get_mut(id) else {
-            return;
-        };
-        serving.copy.told = Some(now);
-        serving.copy.fetched = false;
-    }
-    let link = core.nodes.get(&moving.to).and_then(|node| node.link());
-    // Not sent, or lost: the target then fetches it when it is assigned.
-    let fetch = Down::Fetch {
-        instance: id.clone(),
-        module,
-        blobs,
-    };
-    let sent = link.map(|link| link.send(fetch));
-    if !matches!(sent, Some(Ok(()))) {
-        tracing::debug!(instance = %id, to = %moving.to, "not told to fetch ahead");
-    }
 }
 
 /// The node's inventory came: what runs there serves.

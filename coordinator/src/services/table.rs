@@ -68,8 +68,10 @@ pub(crate) struct Serving {
 pub(crate) struct Copying {
     /// The session in which the source was asked for a checkpoint.
     pub(crate) asked: Option<u64>,
-    /// When the target was told to fetch.
+    /// When there was a checkpoint for the target to fetch.
     pub(crate) told: Option<UnixMs>,
+    /// The session in which the target was told to fetch it.
+    pub(crate) sent: Option<u64>,
     /// It has what can be there ahead.
     pub(crate) fetched: bool,
     /// When the source was told to seal.
