@@ -311,3 +311,49 @@ fn another_build_takes_the_state_over_or_is_refused() {
     back.fails(1, &["HOP3-0404", "hop3_upgrade"]);
     assert_eq!(mesh.service("versions")["status"], "ready");
 }
+
+#[test]
+fn services_call_each_other_and_hear_topics_across_nodes() {
+    let mesh = Mesh::start(&[("edge-1", "edge"), ("edge-2", "edge")]);
+    let on = |node: &str, more: &str| format!("state: single\n  placement: {{node: {node}}}{more}");
+    serve(&mesh, "counters", "counters", &on("edge-2", ""));
+    let links = "\n  calls: [counters, absent]\n  publish: [plant/*]";
+    serve(&mesh, "asks", "svc_links", &on("edge-1", links));
+    serve(
+        &mesh,
+        "far",
+        "svc_links",
+        &on("edge-2", "\n  subscribe: [plant/*]"),
+    );
+    serve(
+        &mesh,
+        "near",
+        "svc_links",
+        &on("edge-1", "\n  subscribe: [plant/line]"),
+    );
+    let web = Web::new(&mesh);
+    assert_eq!(text(&web, "POST", "/counters/a/add?n=4"), "4");
+    let post = |path: &str, body: &str| block_on(web.post(path, body)).map(|a| a.status).ok();
+    let kept = |path: &str, expected: &str| {
+        eventually(&format!("{path} is {expected:?}"), || {
+            let answer = block_on(web.get(path)).ok()?;
+            (answer.text.trim() == expected).then_some(())
+        });
+    };
+    assert_eq!(post("/asks/call/counters", ""), Some(202));
+    kept("/asks/last", "200 4");
+    assert_eq!(post("/asks/call/far", ""), Some(403), "not granted");
+    assert_eq!(post("/asks/publish/plant/line", "42"), Some(202));
+    kept("/far/heard", "plant/line 42");
+    kept("/near/heard", "plant/line 42");
+    assert_eq!(post("/asks/publish/plant/other", "43"), Some(202));
+    kept("/far/heard", "plant/other 43");
+    kept("/near/heard", "plant/line 42");
+    assert_eq!(post("/asks/publish/else", "1"), Some(403), "not granted");
+    // A call of a service that is not there ends, and says so.
+    assert_eq!(post("/asks/call/absent", ""), Some(202));
+    eventually("the call has ended", || {
+        let last = block_on(web.get("/asks/last")).ok()?.text;
+        last.starts_with("0 ").then_some(())
+    });
+}
