@@ -39,6 +39,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use hop3_common::{
@@ -63,6 +64,8 @@ pub(crate) const COMPILES_MAX: usize = 1;
 const PREFETCH_MAX: usize = 2;
 /// Blobs fetched ahead for one instance: a checkpoint has no more.
 const PREFETCH_BLOBS_MAX: usize = hop3_common::wire::CHECKPOINT_PARTS_MAX;
+/// Time that an image which was read ahead stays in memory.
+const AHEAD_KEPT: Duration = Duration::from_secs(60);
 /// Instances made ready ahead that the coordinator has not been told of.
 const PREFETCHED_MAX: usize = 1_024;
 
@@ -141,6 +144,7 @@ impl Services {
             outgoing,
         } = options;
         let shelf = Shelf {
+            ahead: Mutex::default(),
             kept,
             blobs: blobs.clone(),
             disk,
@@ -289,11 +293,25 @@ impl Services {
             if let Err(problem) = services.module(module.digest, module.bytes).await {
                 tracing::info!(%instance, %problem, "its module is not compiled ahead");
             }
-            for blob in blobs.into_iter().take(PREFETCH_BLOBS_MAX) {
-                if let Err(problem) = services.0.blobs.fetch(blob.digest, blob.bytes).await {
-                    tracing::info!(%instance, digest = ?blob.digest, %problem, "not fetched ahead");
+            let mut pins = Vec::new();
+            for blob in blobs.iter().take(PREFETCH_BLOBS_MAX) {
+                match services.0.blobs.fetch(blob.digest, blob.bytes).await {
+                    Ok(pin) => pins.push(pin),
+                    Err(problem) => {
+                        tracing::info!(%instance, digest = ?blob.digest, %problem,
+                            "not fetched ahead");
+                    }
                 }
             }
+            let (shelf, parts) = (services.0.shelf.clone(), blobs.clone());
+            let read = move || recover::read_ahead(&shelf, parts);
+            let _ = tokio::task::spawn_blocking(read).await;
+            let shelf = services.0.shelf.clone();
+            tokio::spawn(async move {
+                // It did not come: its memory is better used.
+                tokio::time::sleep(AHEAD_KEPT).await;
+                drop(lock(&shelf.ahead).take_if(|ahead| ahead.parts == blobs));
+            });
             let mut done = lock(&services.0.prefetched);
             // Nobody asked for more than wait; a coordinator that misses one goes on without.
             if done.len() < PREFETCHED_MAX {

@@ -16,8 +16,9 @@ use tokio::task::spawn_blocking;
 
 use super::{
     kept::KeptRecord,
+    lock,
     log::{Head, Log},
-    storage::{Shelf, panicked, storage},
+    storage::{Ahead, Shelf, panicked, storage},
 };
 use crate::blobs::{Blobs, Pin};
 
@@ -107,7 +108,8 @@ async fn here(
             .made
             .first()
             .ok_or_else(|| storage("no checkpoint"))?;
-        let (base, mut image) = read_parts(&shelf.blobs, newest, &instance)?;
+        let read = read_parts(&shelf.blobs, &newest.parts, None);
+        let (base, mut image) = read.map_err(|what| unreadable(newest, &instance, &what))?;
         let mut log = None;
         if let Some(id) = record.log {
             let path = shelf.path(&instance, id);
@@ -158,7 +160,9 @@ async fn there(
     // The old log is of an older state; it goes when the record that names it is replaced.
     let (shelf, restore) = (shelf.clone(), restore.clone());
     let read = spawn_blocking(move || {
-        let (base, image) = read_parts(&shelf.blobs, &restore, &"the assignment")?;
+        let ahead = lock(&shelf.ahead).take_if(|ahead| restore.parts.starts_with(&ahead.parts));
+        let read = read_parts(&shelf.blobs, &restore.parts, ahead);
+        let (base, image) = read.map_err(|what| unreadable(&restore, &"the assignment", &what))?;
         Ok(Recovered {
             image,
             base,
@@ -172,35 +176,41 @@ async fn there(
 
 type Whole = ((Output, Image), Image);
 
-/// Reads a checkpoint. Blocks.
-fn read_parts(
-    blobs: &Blobs,
-    checkpoint: &Checkpoint,
-    of: &dyn std::fmt::Display,
-) -> Result<Whole, Problem> {
-    let wrong = |what: String| {
-        let (seq, token) = (checkpoint.seq, checkpoint.token);
-        storage(format!(
-            "checkpoint {seq} (run {token}) of {of} cannot be read: {what}; the instance does not \
-             start from an older one by itself"
-        ))
-    };
-    let mut whole: Option<Whole> = None;
-    for part in &checkpoint.parts {
+/// Reads what goes ahead of an instance into memory, so that only the rest is read when it comes.
+/// Blocks. What cannot be read is found out then.
+pub(super) fn read_ahead(shelf: &Shelf, parts: Vec<Output>) {
+    if let Ok((base, image)) = read_parts(&shelf.blobs, &parts, None) {
+        *lock(&shelf.ahead) = Some(Ahead { parts, base, image });
+    }
+}
+
+fn unreadable(checkpoint: &Checkpoint, of: &dyn std::fmt::Display, what: &str) -> Problem {
+    let (seq, token) = (checkpoint.seq, checkpoint.token);
+    storage(format!(
+        "checkpoint {seq} (run {token}) of {of} cannot be read: {what}; the instance does not start \
+         from an older one by itself"
+    ))
+}
+
+/// Reads the parts of a checkpoint, but for those of `ahead`, its first. Blocks.
+fn read_parts(blobs: &Blobs, parts: &[Output], ahead: Option<Ahead>) -> Result<Whole, String> {
+    let known = ahead.as_ref().map_or(0, |ahead| ahead.parts.len());
+    let mut whole = ahead.map(|ahead| (ahead.base, ahead.image));
+    for part in &parts[known..] {
         let read = blobs.store().read(&part.digest, PART_BYTES_MAX);
-        let bytes = read.map_err(|e| wrong(e.to_string()))?;
+        let bytes = read.map_err(|e| e.to_string())?;
         whole = Some(match whole {
             None => {
-                let image = Image::decode(&bytes).map_err(|e| wrong(e.to_string()))?;
+                let image = Image::decode(&bytes).map_err(|e| e.to_string())?;
                 ((*part, image.clone()), image)
             }
             Some((base, image)) => {
-                let image = image.apply(&bytes).map_err(|e| wrong(e.to_string()))?;
+                let image = image.apply(&bytes).map_err(|e| e.to_string())?;
                 (base, image)
             }
         });
     }
-    whole.ok_or_else(|| wrong("it has no parts".into()))
+    whole.ok_or_else(|| "it has no parts".into())
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@
 //! checkpoint and log are whole. The newest checkpoint with its log is the state; older ones are
 //! for people.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use hop3_common::{
     codes::{Code, Problem},
@@ -40,6 +43,15 @@ pub struct Shelf {
     pub dir: PathBuf,
     /// Seals them.
     pub cipher: Cipher,
+    /// The last image that was read before its instance came.
+    pub(super) ahead: Mutex<Option<Ahead>>,
+}
+
+/// The image of some parts of a checkpoint, in memory.
+pub(super) struct Ahead {
+    pub(super) parts: Vec<Output>,
+    pub(super) base: (Output, Image),
+    pub(super) image: Image,
 }
 
 impl Shelf {

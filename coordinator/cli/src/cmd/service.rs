@@ -17,10 +17,9 @@ use crate::{
     output::{self, ago, facts, micros, note, table},
 };
 
-/// Time between looks at a move: short against one.
-const MOVE_POLL: Duration = Duration::from_millis(50);
-/// Time between looks at a service that comes up.
-const POLL: Duration = Duration::from_millis(200);
+/// Between looks: short at first, for what is quick, then longer.
+const POLL_FIRST: Duration = Duration::from_millis(5);
+const POLL_LAST: Duration = Duration::from_millis(200);
 
 /// Runs a service command.
 pub async fn run(client: &Client, format: Format, command: &ServiceCommand) -> Result<()> {
@@ -147,6 +146,7 @@ async fn migrate(client: &Client, format: Format, args: &ServiceMigrate) -> Resu
 async fn watch(client: &Client, begun: MoveView) -> Result<MoveView> {
     let mut said = String::new();
     let mut seen = begun;
+    let mut pause = POLL_FIRST;
     loop {
         let line = progress(&seen);
         if line != said {
@@ -156,7 +156,8 @@ async fn watch(client: &Client, begun: MoveView) -> Result<MoveView> {
         if seen.phase == "done" || seen.phase == "aborted" {
             return Ok(seen);
         }
-        tokio::time::sleep(MOVE_POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL_LAST);
         let moves: Vec<MoveView> = client.get("/v1/moves").await?;
         let same = |view: &MoveView| view.instance == seen.instance && view.began == seen.began;
         seen = moves.into_iter().find(same).ok_or_else(|| {
@@ -286,6 +287,7 @@ fn instances_table(instances: &[ServiceInstanceView]) -> String {
 pub async fn wait_ready(client: &Client, name: &ServiceName, wait: Millis) -> Result<ServiceView> {
     let until = tokio::time::Instant::now() + Duration::from_millis(wait.0);
     let mut said = String::new();
+    let mut pause = POLL_FIRST;
     loop {
         let service: ServiceView = client.get(&path(name)).await?;
         if service.status == "ready" {
@@ -301,6 +303,7 @@ pub async fn wait_ready(client: &Client, name: &ServiceName, wait: Millis) -> Re
                 service.reason
             );
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL_LAST);
     }
 }

@@ -26,7 +26,30 @@ pub(crate) fn run(
     connections: u32,
     window: Duration,
 ) -> Result<Seen> {
+    load(Command::new("wrk"), url, token, connections, window)
+}
+
+/// The same with `POST`.
+pub(crate) fn post(
+    url: &str,
+    token: Option<&str>,
+    connections: u32,
+    window: Duration,
+) -> Result<Seen> {
+    let script = tempfile::Builder::new().suffix(".lua").tempfile()?;
+    std::fs::write(script.path(), "wrk.method = \"POST\"\n")?;
     let mut command = Command::new("wrk");
+    command.arg("--script").arg(script.path());
+    load(command, url, token, connections, window)
+}
+
+fn load(
+    mut command: Command,
+    url: &str,
+    token: Option<&str>,
+    connections: u32,
+    window: Duration,
+) -> Result<Seen> {
     command.args(["--threads", "1", "--latency", "--timeout", "10s"]);
     command.arg("--connections").arg(connections.to_string());
     command

@@ -56,7 +56,7 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
     for connections in [1, 64] {
         let mut runs = Runs::default();
         for _ in 0..bench.pick(1, 5) {
-            runs.add(&wrk::run(&url, Some(&token), connections, window)?)?;
+            runs.add(&wrk::post(&url, Some(&token), connections, window)?)?;
         }
         bench.report(
             &format!("gateway.durable_p50_ms.{connections}"),
