@@ -160,7 +160,8 @@ async fn there(
     // The old log is of an older state; it goes when the record that names it is replaced.
     let (shelf, restore) = (shelf.clone(), restore.clone());
     let read = spawn_blocking(move || {
-        let ahead = lock(&shelf.ahead).take_if(|ahead| restore.parts.starts_with(&ahead.parts));
+        let ahead =
+            lock(&shelf.ahead).take_if(|ahead| restore.parts.first() == Some(&ahead.base.0));
         let read = read_parts(&shelf.blobs, &restore.parts, ahead);
         let (base, image) = read.map_err(|what| unreadable(&restore, &"the assignment", &what))?;
         Ok(Recovered {
@@ -192,10 +193,19 @@ fn unreadable(checkpoint: &Checkpoint, of: &dyn std::fmt::Display, what: &str) -
     ))
 }
 
-/// Reads the parts of a checkpoint, but for those of `ahead`, its first. Blocks.
+/// Reads the parts of a checkpoint, but for what of it is in `ahead`: all that went ahead, or at
+/// least the base, where the difference to it has grown since. Blocks.
 fn read_parts(blobs: &Blobs, parts: &[Output], ahead: Option<Ahead>) -> Result<Whole, String> {
-    let known = ahead.as_ref().map_or(0, |ahead| ahead.parts.len());
-    let mut whole = ahead.map(|ahead| (ahead.base, ahead.image));
+    let (known, mut whole) = match ahead {
+        Some(ahead) if parts.starts_with(&ahead.parts) => {
+            (ahead.parts.len(), Some((ahead.base, ahead.image)))
+        }
+        Some(Ahead { base, .. }) if parts.first() == Some(&base.0) => {
+            let image = base.1.clone();
+            (1, Some((base, image)))
+        }
+        _ => (0, None),
+    };
     for part in &parts[known..] {
         let read = blobs.store().read(&part.digest, PART_BYTES_MAX);
         let bytes = read.map_err(|e| e.to_string())?;
