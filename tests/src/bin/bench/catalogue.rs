@@ -322,8 +322,7 @@ pub(crate) static ALL: &[Entry] = &[
         "move.lost",
         "changes",
         "changes acknowledged and not there, or there twice, of `move.requests`",
-    )
-    .bar(0.0),
+    ),
     plain(
         "move.requests",
         "changes",
