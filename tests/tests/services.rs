@@ -357,3 +357,44 @@ fn services_call_each_other_and_hear_topics_across_nodes() {
         last.starts_with("0 ").then_some(())
     });
 }
+
+#[test]
+fn a_node_serves_its_services_while_the_coordinator_is_away() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let address = free.unwrap_or_else(|error| panic!("{error}"));
+    let mut mesh = Mesh::with(Options {
+        nodes: vec![("edge-1", "edge")],
+        agent_config: format!("[gateway]\nlisten = \"{address}\"\n"),
+        ..Options::default()
+    });
+    serve(&mesh, "counters", "counters", "state: single");
+    mesh.coordinator.kill();
+    let token = std::fs::read_to_string(mesh.path("edge-1/gateway.token")).unwrap_or_default();
+    // An error means that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::new();
+    let add = |token: &str| {
+        let request = client.post(format!("http://{address}/counters/a/add?n=2"));
+        let request = request.bearer_auth(token.trim()).send();
+        block_on(async {
+            let answer = request.await.unwrap_or_else(|error| panic!("{error:?}"));
+            (
+                answer.status().as_u16(),
+                answer.text().await.unwrap_or_default(),
+            )
+        })
+    };
+    assert_eq!(add("wrong").0, 401);
+    assert_eq!(add(&token), (200, "2".to_owned()));
+    // The same after the agent was killed, with no coordinator to ask.
+    mesh.kill_agent("edge-1");
+    mesh.start_agent("edge-1");
+    let served = eventually("the node serves by itself", || {
+        let socket = std::net::TcpStream::connect(address);
+        socket
+            .is_ok()
+            .then(|| add(&token))
+            .filter(|(status, _)| *status == 200)
+    });
+    assert_eq!(served.1, "4");
+}
