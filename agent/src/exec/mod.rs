@@ -29,7 +29,10 @@ use hop3_common::{
     id::{Digest, InstanceId},
     ownership::{Epoch, Token},
     store::{MasterKey, crypt::Purpose, disk::OsDisk},
-    wire::{Assignment, End, Event, Output, StreamHeader, Work, attach::Channel, close, io::Error},
+    wire::{
+        Assignment, End, Event, Output, ServiceWork, StreamHeader, Work, attach::Channel, close,
+        io::Error,
+    },
 };
 use hop3_runtime::{
     onnx::{HostOptions, ModelHosts},
@@ -212,9 +215,9 @@ impl Exec {
         &self.0.services
     }
 
-    /// Has a service's module compiled and blobs of its state here before they are needed.
-    pub fn prefetch(&self, instance: InstanceId, module: Output, blobs: Vec<Output>) {
-        self.0.services.prefetch(instance, module, blobs);
+    /// Has a service's instance ready before it comes.
+    pub fn prefetch(&self, instance: InstanceId, work: ServiceWork) {
+        self.0.services.prefetch(instance, work);
     }
 
     /// The next instance for which that is done, as well as it could be.

@@ -13,7 +13,7 @@ use hop3_common::{
     wire::{Checkpoint, Output},
 };
 use hop3_runtime::service::Image;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 
 use super::{
     actor::Actor,
@@ -146,7 +146,9 @@ impl<H: Owner + 'static> Keeper<H> {
                     Order::Checkpoint => self.wanted = true,
                     Order::Seal => match self.seal(stop.as_mut()).await {
                         Ok(Some(made)) => {
-                            drop(self.actor.end().await);
+                            let cell = self.actor.end().await;
+                            // Nobody should wait until a large state is freed.
+                            spawn_blocking(move || drop((cell, self)));
                             return Ended::Sealed(made);
                         }
                         Ok(None) => break,

@@ -16,6 +16,7 @@
 //! Pure: [`desk`], [`inbox`]. Limits are in the modules, next to what they bound.
 
 pub mod actor;
+mod ahead;
 pub mod client;
 pub mod desk;
 pub mod inbox;
@@ -39,7 +40,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use hop3_common::{
@@ -47,7 +47,7 @@ use hop3_common::{
     id::{Digest, InstanceId, ServiceName},
     ownership::{Epoch, Token},
     store::{Cipher, disk::Disk},
-    wire::Output,
+    wire::ServiceWork,
 };
 use hop3_runtime::{service::ServiceEngine, wasm::GuestThreads};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -60,12 +60,8 @@ use crate::{blobs::Blobs, config::Volume};
 
 /// Modules of services compiled at once.
 pub(crate) const COMPILES_MAX: usize = 1;
-/// Blobs fetched at once because an instance may come.
+/// Instances made ready at once because an instance may come.
 const PREFETCH_MAX: usize = 2;
-/// Blobs fetched ahead for one instance: a checkpoint has no more.
-const PREFETCH_BLOBS_MAX: usize = hop3_common::wire::CHECKPOINT_PARTS_MAX;
-/// Time that an image which was read ahead stays in memory.
-const AHEAD_KEPT: Duration = Duration::from_secs(60);
 /// Instances made ready ahead that the coordinator has not been told of.
 const PREFETCHED_MAX: usize = 1_024;
 
@@ -285,33 +281,14 @@ impl Services {
         }
     }
 
-    /// Compiles the module and fetches the blobs of an instance that may come, in the background.
-    pub fn prefetch(&self, instance: InstanceId, module: Output, blobs: Vec<Output>) {
+    /// Makes an instance ready that may come, in the background: module, state, guest.
+    pub fn prefetch(&self, instance: InstanceId, work: ServiceWork) {
         let services = self.clone();
         tokio::spawn(async move {
             let _place = services.0.prefetches.clone().acquire_owned().await;
-            if let Err(problem) = services.module(module.digest, module.bytes).await {
-                tracing::info!(%instance, %problem, "its module is not compiled ahead");
+            if let Err(problem) = services.make_ahead(&instance, &work).await {
+                tracing::info!(%instance, %problem, "it is not ready ahead");
             }
-            let mut pins = Vec::new();
-            for blob in blobs.iter().take(PREFETCH_BLOBS_MAX) {
-                match services.0.blobs.fetch(blob.digest, blob.bytes).await {
-                    Ok(pin) => pins.push(pin),
-                    Err(problem) => {
-                        tracing::info!(%instance, digest = ?blob.digest, %problem,
-                            "not fetched ahead");
-                    }
-                }
-            }
-            let (shelf, parts) = (services.0.shelf.clone(), blobs.clone());
-            let read = move || recover::read_ahead(&shelf, parts);
-            let _ = tokio::task::spawn_blocking(read).await;
-            let shelf = services.0.shelf.clone();
-            tokio::spawn(async move {
-                // It did not come: its memory is better used.
-                tokio::time::sleep(AHEAD_KEPT).await;
-                drop(lock(&shelf.ahead).take_if(|ahead| ahead.parts == blobs));
-            });
             let mut done = lock(&services.0.prefetched);
             // Nobody asked for more than wait; a coordinator that misses one goes on without.
             if done.len() < PREFETCHED_MAX {

@@ -15,10 +15,11 @@ use hop3_runtime::service::Image;
 use tokio::task::spawn_blocking;
 
 use super::{
+    ahead::{Ahead, Ready},
     kept::KeptRecord,
     lock,
     log::{Head, Log},
-    storage::{Ahead, Shelf, panicked, storage},
+    storage::{Shelf, panicked, storage},
 };
 use crate::blobs::{Blobs, Pin};
 
@@ -31,6 +32,8 @@ pub struct Recovered {
     pub(super) base: (Output, Image),
     pub(super) record: KeptRecord,
     pub(super) log: Option<Log>,
+    /// A guest that was made ready in an earlier state of it.
+    pub(super) guest: Option<Ready>,
     /// Until the record is stored.
     pub(super) pins: Vec<Pin>,
 }
@@ -139,6 +142,7 @@ async fn here(
             base,
             record,
             log,
+            guest: None,
             pins: Vec::new(),
         })
     });
@@ -160,8 +164,9 @@ async fn there(
     // The old log is of an older state; it goes when the record that names it is replaced.
     let (shelf, restore) = (shelf.clone(), restore.clone());
     let read = spawn_blocking(move || {
-        let ahead =
+        let mut ahead =
             lock(&shelf.ahead).take_if(|ahead| restore.parts.first() == Some(&ahead.base.0));
+        let guest = ahead.as_mut().and_then(|ahead| ahead.guest.take());
         let read = read_parts(&shelf.blobs, &restore.parts, ahead);
         let (base, image) = read.map_err(|what| unreadable(&restore, &"the assignment", &what))?;
         Ok(Recovered {
@@ -169,6 +174,7 @@ async fn there(
             base,
             record,
             log: None,
+            guest,
             pins,
         })
     });
@@ -176,14 +182,6 @@ async fn there(
 }
 
 type Whole = ((Output, Image), Image);
-
-/// Reads what goes ahead of an instance into memory, so that only the rest is read when it comes.
-/// Blocks. What cannot be read is found out then.
-pub(super) fn read_ahead(shelf: &Shelf, parts: Vec<Output>) {
-    if let Ok((base, image)) = read_parts(&shelf.blobs, &parts, None) {
-        *lock(&shelf.ahead) = Some(Ahead { parts, base, image });
-    }
-}
 
 fn unreadable(checkpoint: &Checkpoint, of: &dyn std::fmt::Display, what: &str) -> Problem {
     let (seq, token) = (checkpoint.seq, checkpoint.token);
@@ -195,7 +193,11 @@ fn unreadable(checkpoint: &Checkpoint, of: &dyn std::fmt::Display, what: &str) -
 
 /// Reads the parts of a checkpoint, but for what of it is in `ahead`: all that went ahead, or at
 /// least the base, where the difference to it has grown since. Blocks.
-fn read_parts(blobs: &Blobs, parts: &[Output], ahead: Option<Ahead>) -> Result<Whole, String> {
+pub(super) fn read_parts(
+    blobs: &Blobs,
+    parts: &[Output],
+    ahead: Option<Ahead>,
+) -> Result<Whole, String> {
     let (known, mut whole) = match ahead {
         Some(ahead) if parts.starts_with(&ahead.parts) => {
             (ahead.parts.len(), Some((ahead.base, ahead.image)))

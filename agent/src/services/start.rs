@@ -13,7 +13,7 @@ use hop3_common::{
     wire::{Event, ServiceFacts, ServiceWork},
 };
 use hop3_runtime::{
-    service::{Called, Image, Instance, Limits, ServiceModule, Setup},
+    service::{Called, Image, Instance, Limits, ServiceModule, Setup, StartError},
     wasm::{CancelToken, Grants, Volume},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -40,10 +40,13 @@ const DISK_RETRY: Duration = Duration::from_secs(2);
 
 /// A module that can be instantiated, and what it took.
 pub(super) struct Module {
-    module: Arc<ServiceModule>,
+    pub(super) module: Arc<ServiceModule>,
     fetch_us: u64,
     load_us: u64,
 }
+
+/// A guest, and what its start said.
+type Made = Result<(Instance, Called), Problem>;
 
 fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
@@ -141,15 +144,20 @@ impl Services {
         let setup = self.setup(instance, work)?;
         let module = self.module(work.module, work.module_bytes).await?;
         let began = Instant::now();
-        let found = match actor.is_stateful() {
+        let mut found = match actor.is_stateful() {
             true => recover(&self.0.shelf, instance, work.restore.as_ref()).await?,
             false => None,
         };
         let fetch_us = module.fetch_us + micros(began);
         let began = Instant::now();
         let image = found.as_ref().map(|found| found.image().clone());
-        let guest = self.guest(actor, &module.module, setup, image).await?;
-        let (guest, called) = guest;
+        let ready = found.as_mut().and_then(|found| found.guest.take());
+        let ready = ready.and_then(|ready| ready.take(work));
+        let (guest, called) = match (image, ready) {
+            (Some(image), Some(ready)) => self.advanced(ready, &module.module, setup, image).await,
+            (Some(image), None) => self.restored(&module.module, setup, image).await,
+            (None, _) => self.created(&module.module, setup).await,
+        }?;
         actor.log(&called.log);
         let done = called.result.map_err(|failure| {
             let message = format!("the guest did not start: {failure}");
@@ -217,25 +225,62 @@ impl Services {
         Ok(Some(storage))
     }
 
-    /// Makes the guest, on a worker.
-    async fn guest(
+    /// A new guest.
+    async fn created(&self, module: &Arc<ServiceModule>, setup: Setup) -> Made {
+        let module = module.clone();
+        self.make(move |now_ms, cancel| Instance::create(&module, setup.clone(), now_ms, cancel))
+            .await
+    }
+
+    /// A guest in the state of `image`.
+    pub(super) async fn restored(
         &self,
-        actor: &Arc<Actor>,
         module: &Arc<ServiceModule>,
         setup: Setup,
-        image: Option<Image>,
-    ) -> Result<(Instance, Called), Problem> {
+        image: Image,
+    ) -> Made {
+        let module = module.clone();
+        self.make(move |now_ms, cancel| {
+            Instance::restore(&module, setup.clone(), image.clone(), now_ms, cancel)
+        })
+        .await
+    }
+
+    /// The guest that was made ready in an earlier state, now in that of `image`.
+    async fn advanced(
+        &self,
+        ready: Instance,
+        module: &Arc<ServiceModule>,
+        setup: Setup,
+        image: Image,
+    ) -> Made {
+        let (ready, module) = (Mutex::new(Some(ready)), module.clone());
+        self.make(move |now_ms, cancel| {
+            let taken = lock(&ready).take();
+            if let Some(mut ready) = taken
+                && ready.advance(image.clone()).is_ok()
+            {
+                return Ok((ready, Called::nothing()));
+            }
+            Instance::restore(&module, setup.clone(), image.clone(), now_ms, cancel)
+        })
+        .await
+    }
+
+    /// Makes a guest, on a worker.
+    async fn make(
+        &self,
+        how: impl Fn(u64, &CancelToken) -> Result<(Instance, Called), StartError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Made {
+        let how = Arc::new(how);
         loop {
             let (reply, answer) = oneshot::channel();
-            let (module, setup, image) = (module.clone(), setup.clone(), image.clone());
-            let cancel = CancelToken::new();
+            let how = how.clone();
             let job = move || {
-                let now_ms = UnixMs::now().0;
-                let made = match image {
-                    Some(image) => Instance::restore(&module, setup, image, now_ms, &cancel),
-                    None => Instance::create(&module, setup, now_ms, &cancel),
-                };
-                let _ = reply.send(made);
+                let _ = reply.send(how(UnixMs::now().0, &CancelToken::new()));
             };
             if self.0.threads.submit(job).is_err() {
                 tokio::time::sleep(AGAIN).await;
@@ -244,10 +289,9 @@ impl Services {
             let made = answer.await;
             let made = made.map_err(|_| internal("starting the guest panicked"))?;
             return made.map_err(|error| {
-                let instance = actor.instance();
                 Problem::new(
                     Code::HandlerFailed,
-                    format!("{instance} cannot start: {error}"),
+                    format!("the guest cannot start: {error}"),
                 )
             });
         }
@@ -324,7 +368,11 @@ impl Services {
         found.await.ok().flatten()
     }
 
-    fn setup(&self, instance: &InstanceId, work: &ServiceWork) -> Result<Setup, Problem> {
+    pub(super) fn setup(
+        &self,
+        instance: &InstanceId,
+        work: &ServiceWork,
+    ) -> Result<Setup, Problem> {
         let pair = |(key, value): (&String, &String)| (key.clone(), value.clone());
         Ok(Setup {
             name: instance.to_string(),

@@ -22,6 +22,7 @@ use hop3_runtime::service::Image;
 use tokio::task::spawn_blocking;
 
 use super::{
+    ahead::Ahead,
     kept::{Kept, KeptRecord},
     log::{self, Head, Log, LogId},
     recover::Recovered,
@@ -43,15 +44,8 @@ pub struct Shelf {
     pub dir: PathBuf,
     /// Seals them.
     pub cipher: Cipher,
-    /// The last image that was read before its instance came.
+    /// The last instance that was made ready before it came.
     pub(super) ahead: Mutex<Option<Ahead>>,
-}
-
-/// The image of some parts of a checkpoint, in memory.
-pub(super) struct Ahead {
-    pub(super) parts: Vec<Output>,
-    pub(super) base: (Output, Image),
-    pub(super) image: Image,
 }
 
 impl Shelf {
@@ -194,6 +188,7 @@ impl Storage {
             base,
             record,
             log,
+            guest: _,
             pins,
         } = found;
         let mut storage = Self {

@@ -245,12 +245,8 @@ impl Session {
             Down::Checkpoint { instance, epoch } => {
                 supervisor.step(Input::Checkpoint { instance, epoch }).await
             }
-            Down::Fetch {
-                instance,
-                module,
-                blobs,
-            } => {
-                self.options.exec.prefetch(instance, module, blobs);
+            Down::Fetch { instance, work } => {
+                self.options.exec.prefetch(instance, *work);
                 Ok(())
             }
             Down::Telemetry {

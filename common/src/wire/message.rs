@@ -184,15 +184,13 @@ pub enum Down {
         /// Its epoch.
         epoch: Epoch,
     },
-    /// A service's instance may come: have its module compiled, and these blobs. Answered by
-    /// [`Up::Fetched`], whatever came of it.
+    /// A service's instance may come: have it ready, with the state of its `restore`, as far as
+    /// that can be known. Answered by [`Up::Fetched`], whatever came of it.
     Fetch {
         /// Which instance.
         instance: InstanceId,
-        /// Its module.
-        module: Output,
-        /// What of its state can go ahead.
-        blobs: Vec<Output>,
+        /// What it would run.
+        work: Box<super::ServiceWork>,
     },
 }
 

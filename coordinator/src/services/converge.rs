@@ -4,14 +4,14 @@
 use hop3_common::{
     codes::Problem,
     id::{InstanceId, NodeId, ServiceName, UnixMs},
-    wire::{Down, Output},
+    wire::Down,
 };
 
 use super::{
     SERVICES_MAX, moves, place,
     plan::{self, Instance, Moving, Need, Where},
     routes,
-    table::{Copying, Service, Serving},
+    table::{self, Copying, Service, Serving},
 };
 use crate::{
     Core,
@@ -221,6 +221,10 @@ fn tell_targets(core: &Core, service: &Service) {
             continue;
         };
         let id = service.id(index);
+        let (name, index) = (&service.record.name, index as u32);
+        let Some(work) = table::work(core, name, index, record.epoch) else {
+            continue;
+        };
         {
             let mut live = core.services.live();
             let Some(serving) = live.get_mut(&id) else {
@@ -232,14 +236,9 @@ fn tell_targets(core: &Core, service: &Service) {
             }
             copy.sent = Some(link.session());
         }
-        let parts = record.checkpoint.as_ref().map(|cp| cp.parts.clone());
         let fetch = Down::Fetch {
             instance: id.clone(),
-            module: Output {
-                digest: service.record.module,
-                bytes: service.record.module_bytes,
-            },
-            blobs: parts.unwrap_or_default(),
+            work: Box::new(work),
         };
         if let Err(problem) = link.send(fetch) {
             tracing::debug!(instance = %id, %problem, "not told to fetch ahead");

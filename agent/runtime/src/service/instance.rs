@@ -96,6 +96,25 @@ impl Instance {
         instance.started(called)
     }
 
+    /// Goes on from a later image of the same module, for an instance that was made ready before
+    /// that image was known: only what the two do not share is written.
+    ///
+    /// # Errors
+    /// The image is of another module or layout; the instance is as it was.
+    pub fn advance(&mut self, image: Image) -> Result<(), StartError> {
+        if image.module() != self.image.module() || !self.setup.stateful {
+            return Err(StartError::Layout);
+        }
+        if let Some(mut live) = self.live.take() {
+            // One that fails half way is made anew from the image.
+            if live.advance(&self.image, &image).is_ok() {
+                self.live = Some(live);
+            }
+        }
+        self.image = image;
+        Ok(())
+    }
+
     fn new(module: &Arc<ServiceModule>, setup: Setup, image: Image) -> Result<Self, StartError> {
         if let (true, Some((function, reason))) = (setup.stateful, module.refusal()) {
             return Err(StartError::Stateful {
@@ -343,6 +362,14 @@ fn upgrade(module: &ServiceModule, live: &mut Live, from: u32) -> wasmtime::Resu
         }
         upgrade.call(&mut store, from.cast_signed())
     })
+}
+
+impl Called {
+    /// A call that ended well and did nothing.
+    #[must_use]
+    pub fn nothing() -> Self {
+        nothing_to_do(Usage::default())
+    }
 }
 
 fn nothing_to_do(usage: Usage) -> Called {

@@ -236,26 +236,65 @@ impl Live {
         }
         let memory = self.memory.data_mut(&mut self.store);
         let count = memory.len() / PAGE_BYTES;
-        let mut put = |index: usize| {
-            let wanted = inner.pages.bytes(index);
-            let target = memory.get_mut(index * PAGE_BYTES..(index + 1) * PAGE_BYTES);
-            // Compared first: a page that is not written stays shared with the module.
-            if let Some(target) = target.filter(|target| **target != wanted[..]) {
-                target.copy_from_slice(wanted);
-            }
-        };
         let initial = module.initial.get().filter(|_| !module.exports.start);
         match initial {
-            Some(initial) => inner.pages.unshared(initial).for_each(|(n, _)| put(n)),
-            None => (0..count).for_each(put),
+            Some(initial) => {
+                let pages = inner.pages.unshared(initial);
+                pages.for_each(|(n, _)| put_page(memory, &inner.pages, n));
+            }
+            None => (0..count).for_each(|n| put_page(memory, &inner.pages, n)),
         }
-        for ((global, ty), value) in self.globals.iter().zip(&inner.globals) {
-            let set = global.set(&mut self.store, val(*ty, value.bits));
-            set.map_err(|error| StartError::of(&error))?;
-        }
+        self.set_globals(image)?;
         let memory = self.memory.data(&self.store);
         self.tracker = Some(Tracker::start(module.engine.kernel.as_ref(), memory));
         Ok(())
+    }
+
+    /// Brings memory and globals from the state of `from` to that of `to`, an image of the same
+    /// module: writes only the pages that the two do not share.
+    pub(super) fn advance(&mut self, from: &Image, to: &Image) -> Result<(), StartError> {
+        let inner = &*to.0;
+        let size = self.memory.size(&self.store);
+        let more = u64::from(inner.wasm_pages).checked_sub(size);
+        // A memory does not shrink.
+        let more = more.ok_or(StartError::Layout)?;
+        let Some(tracker) = self
+            .tracker
+            .as_mut()
+            .filter(|_| to.layout() == from.layout())
+        else {
+            return Err(StartError::Layout);
+        };
+        if more > 0 {
+            let grown = self.memory.grow(&mut self.store, more);
+            grown.map_err(|error| StartError::of(&error))?;
+        }
+        let memory = self.memory.data_mut(&mut self.store);
+        for (index, _) in inner.pages.unshared(&from.0.pages) {
+            put_page(memory, &inner.pages, index);
+        }
+        // What was written here is no change of the guest's.
+        let mut known = inner.pages.clone();
+        tracker.collect(self.memory.data(&self.store), &mut known);
+        self.set_globals(to)
+    }
+
+    fn set_globals(&mut self, image: &Image) -> Result<(), StartError> {
+        for ((global, ty), value) in self.globals.iter().zip(&image.0.globals) {
+            let set = global.set(&mut self.store, val(*ty, value.bits));
+            set.map_err(|error| StartError::of(&error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a page of `memory` what it is in `pages`.
+fn put_page(memory: &mut [u8], pages: &Pages, index: usize) {
+    let wanted = pages.bytes(index);
+    let target = memory.get_mut(index * PAGE_BYTES..(index + 1) * PAGE_BYTES);
+    // Compared first: a page that is not written stays shared with the module.
+    if let Some(target) = target.filter(|target| **target != wanted[..]) {
+        target.copy_from_slice(wanted);
     }
 }
 

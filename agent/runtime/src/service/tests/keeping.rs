@@ -86,6 +86,52 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn one_made_ready_ahead_goes_on_as_the_original(
+        ahead in writes(), since in writes(), after in writes(),
+    ) {
+        for tracking in [Tracking::Auto, Tracking::Compare] {
+            let module = load_on(tracking, WRITER);
+            let cancel = CancelToken::new();
+            let mut original = Instance::create(&module, setup(), NOW, &cancel).unwrap().0;
+            for (at, byte) in &ahead {
+                done(&mut original, write(*at, *byte));
+            }
+            let base = Image::decode(&original.image().encode()).unwrap();
+            let mut ready = restore(&module, base.clone());
+            for (at, byte) in &since {
+                done(&mut original, write(*at, *byte));
+            }
+            // The state at the end is known as a change of the one ahead, or by itself.
+            let shared = base.apply(&original.image().delta(&base)).unwrap();
+            let whole = Image::decode(&original.image().encode()).unwrap();
+            let image = if since.len() % 2 == 0 { shared } else { whole };
+            ready.advance(image).unwrap();
+            prop_assert_eq!(ready.image(), original.image());
+            for (at, byte) in &after {
+                let (a, b) = (write(*at, *byte), write(*at, *byte));
+                prop_assert_eq!(done(&mut original, a), done(&mut ready, b));
+                prop_assert_eq!(ready.image(), original.image());
+            }
+            // What the image says is what the memory holds.
+            let mut again = restore(&module, ready.image().clone());
+            let last = write(after[0].0, 1);
+            prop_assert_eq!(done(&mut ready, last.clone()), done(&mut again, last));
+        }
+    }
+}
+
+#[test]
+fn a_state_of_another_module_is_not_taken_over_ahead() {
+    let mut ready = restore(&load(WRITER), start(WRITER).image().clone());
+    let before = ready.image().clone();
+    let other = start(&handler("", "")).image().clone();
+    assert!(matches!(ready.advance(other), Err(StartError::Layout)));
+    assert_eq!(ready.image(), &before);
+}
+
 #[test]
 fn a_hidden_global_comes_back() {
     let wat = handler(
