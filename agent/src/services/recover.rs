@@ -129,7 +129,8 @@ async fn here(
                 Ok(())
             };
             let cipher = shelf.cipher.clone();
-            let opened = Log::recover::<Problem>(&*shelf.disk, &path, cipher, id, begin, each);
+            let opened =
+                Log::recover::<Head, Problem>(&*shelf.disk, &path, cipher, id, begin, each);
             let (opened, torn) = opened?;
             if let Some(torn) = torn {
                 let bytes = torn.bytes;

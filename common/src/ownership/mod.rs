@@ -4,10 +4,20 @@
 //! alone raises an [`Incarnation`], durably, before every start of a run. Every effect carries
 //! the [`Token`]; a sink keeps the highest it has seen and refuses lower ones.
 
+mod lease;
+mod owner;
+mod replica;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use lease::{
+    BootMs, DRIFT_MS, DRIFT_PARTS, Holder, LEASE_MS_MAX, LEASE_MS_MIN, Leases, drift_ms,
+};
+pub use owner::{Ownership, Position};
+pub use replica::{Replica, ReplicaRefusal};
 
 /// Fencing number of an instance's ownership. Grows with every assignment; 0 = never assigned.
 #[derive(

@@ -11,7 +11,10 @@ use super::{
     quantity::{ByteSize, CpuMilli, Millis},
     task::{VolumeGrant, check_environment, check_volumes},
 };
-use crate::id::ServiceName;
+use crate::{
+    id::ServiceName,
+    ownership::{LEASE_MS_MAX, LEASE_MS_MIN},
+};
 
 /// Replicas of a service without state: each is an instance on some node.
 pub const REPLICAS_MAX: u32 = 256;
@@ -46,6 +49,18 @@ pub enum Durability {
     /// On the node's disk before it is acknowledged.
     #[default]
     Node,
+    /// At the coordinator too before it is acknowledged.
+    Replicated,
+}
+
+/// What an instance does while its node cannot reach the coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPartition {
+    /// It stops when its lease ends, and goes on elsewhere with its state.
+    Fence,
+    /// It goes on for as long as it is alone; nobody else takes its place.
+    Continue,
 }
 
 /// When checkpoints are made, and how many are kept.
@@ -245,6 +260,14 @@ pub struct ServiceSpec {
     /// How far an acknowledged change survives, where there is state.
     #[serde(default)]
     pub durability: Durability,
+    /// What it does while its node cannot reach the coordinator, where there is state. By
+    /// default `fence` with `durability: replicated`, else `continue`.
+    #[serde(default)]
+    pub on_partition: Option<OnPartition>,
+    /// How long a fenced instance may go on without hearing from the coordinator: about the
+    /// time until it goes on elsewhere.
+    #[serde(default = "lease")]
+    pub lease: Millis,
     /// When checkpoints are made, where there is state.
     #[serde(default)]
     pub checkpoint: CheckpointSpec,
@@ -283,6 +306,9 @@ fn one() -> u32 {
 fn four() -> u32 {
     4
 }
+fn lease() -> Millis {
+    Millis::secs(3)
+}
 /// Many small services share a node.
 fn small() -> Resources {
     Resources {
@@ -303,6 +329,8 @@ impl ServiceSpec {
             shards: four(),
             key: KeyFrom::default(),
             durability: Durability::default(),
+            on_partition: None,
+            lease: lease(),
             checkpoint: CheckpointSpec::default(),
             env: BTreeMap::new(),
             subscribe: Vec::new(),
@@ -324,6 +352,17 @@ impl ServiceSpec {
             State::Single => 1,
             State::Keyed => self.shards,
         }
+    }
+
+    /// The lease of its instances, if they are fenced.
+    #[must_use]
+    pub fn fence(&self) -> Option<Millis> {
+        let by_default = match self.durability {
+            Durability::Replicated => OnPartition::Fence,
+            Durability::Memory | Durability::Node => OnPartition::Continue,
+        };
+        let policy = self.on_partition.unwrap_or(by_default);
+        (self.stateful() && policy == OnPartition::Fence).then_some(self.lease)
     }
 
     /// Whether its instances have state.
@@ -363,11 +402,31 @@ impl ServiceSpec {
             let problem = "must be 0, or from 100ms to 1d";
             return Err(Invalid::new("spec.checkpoint.every", problem));
         }
+        self.check_partition()?;
         self.check_links()?;
         check_environment(&self.env)?;
         check_volumes(&self.volumes)?;
         self.limits.check()?;
         self.placement.check()
+    }
+
+    fn check_partition(&self) -> Result<(), Invalid> {
+        if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&self.lease.0) {
+            let problem = "must be from 1s to 1m";
+            return Err(Invalid::new("spec.lease", problem));
+        }
+        let (durability, policy) = (self.durability, self.on_partition);
+        if policy == Some(OnPartition::Fence) && durability != Durability::Replicated {
+            let problem = "`fence` needs `durability: replicated`: elsewhere there would be no \
+                           state to go on with";
+            return Err(Invalid::new("spec.on_partition", problem));
+        }
+        if self.fence().is_some() && !self.volumes.is_empty() {
+            let problem = "a directory of the node pins the instance there, so it cannot go on \
+                           elsewhere: write `on_partition: continue`, or do without volumes";
+            return Err(Invalid::new("spec.volumes", problem));
+        }
+        Ok(())
     }
 
     fn check_links(&self) -> Result<(), Invalid> {

@@ -45,6 +45,8 @@ pub enum Purpose {
     MeshReset,
     /// Frames of the change logs of services.
     ServiceLog,
+    /// Frames of a coordinator's replicas of them.
+    Replica,
 }
 
 impl Purpose {
@@ -58,6 +60,7 @@ impl Purpose {
             Self::CodeCache => "hop3 2026 code cache v1",
             Self::MeshReset => "hop3 2026 mesh reset v1",
             Self::ServiceLog => "hop3 2026 service log v1",
+            Self::Replica => "hop3 2026 service replica v1",
         }
     }
 }

@@ -18,6 +18,7 @@
 //! [`crate::chunks`]. One process at a time (lock file). Heartbeats and telemetry do not belong
 //! here.
 
+pub mod changelog;
 pub mod crypt;
 pub mod disk;
 mod error;

@@ -70,6 +70,13 @@ pub enum StreamHeader {
     },
     /// [`Outgoing`](super::Outgoing) and [`OutgoingReply`](super::OutgoingReply) frames.
     Outgoing,
+    /// [`ReplicaUp`](super::ReplicaUp) and [`ReplicaDown`](super::ReplicaDown) frames.
+    Replica {
+        /// Of which instance.
+        instance: InstanceId,
+        /// The run that writes.
+        token: Token,
+    },
 }
 
 /// Answer to `BlobGet` and `BlobPut`.
@@ -119,6 +126,13 @@ pub enum Up {
     Fetched {
         /// Which instance.
         instance: InstanceId,
+    },
+    /// These fenced runs want to go on: answered by [`Down::Leases`].
+    Leases {
+        /// Goes with the answer.
+        number: u64,
+        /// The runs.
+        runs: Vec<(InstanceId, Token)>,
     },
 }
 
@@ -191,6 +205,13 @@ pub enum Down {
         instance: InstanceId,
         /// What it would run.
         work: Box<super::ServiceWork>,
+    },
+    /// Answers [`Up::Leases`]: these runs may go on, counted from when that was sent.
+    Leases {
+        /// Of the request.
+        number: u64,
+        /// Each with the length of its lease, ms.
+        runs: Vec<(InstanceId, Token, u32)>,
     },
 }
 

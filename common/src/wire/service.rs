@@ -62,6 +62,8 @@ pub struct ServiceWork {
     pub key: KeyFrom,
     /// When a change is acknowledged.
     pub durability: Durability,
+    /// It runs only with a lease of that length.
+    pub fence: Option<Millis>,
     /// Time between checkpoints; 0 = none by time.
     pub checkpoint_every: Millis,
     /// Checkpoints kept on the node.
@@ -106,6 +108,45 @@ impl Checkpoint {
         self.parts.iter().map(|part| part.bytes).sum()
     }
 }
+
+/// From agent to coordinator on a stream of [`StreamHeader::Replica`](super::StreamHeader): what
+/// changed in an instance, so that it can go on elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaUp {
+    /// The replica begins anew: with this checkpoint, whose parts are at the coordinator, and what
+    /// changed since.
+    Base {
+        /// Where it begins.
+        checkpoint: Checkpoint,
+        /// What is different now.
+        since: Option<ReplicaChange>,
+    },
+    /// The next change.
+    Change(ReplicaChange),
+}
+
+/// A change of an instance's state, as its host wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaChange {
+    /// How many changes the instance has then.
+    pub seq: u64,
+    /// The difference to the state before.
+    pub delta: Bytes,
+}
+
+/// Answers every [`ReplicaUp`], in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaDown {
+    /// It is durable.
+    Kept,
+    /// It is not, and the stream is over.
+    Refused(Problem),
+}
+
+/// Largest change in a frame, bytes; a larger one goes as a checkpoint.
+pub const REPLICA_CHANGE_BYTES_MAX: usize = 8 << 20;
+/// Largest frame of a replica's stream.
+pub const REPLICA_FRAME_MAX: usize = REPLICA_CHANGE_BYTES_MAX + (64 << 10);
 
 /// What an instance says when it serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -20,8 +20,8 @@ use hop3_common::{
     api::ArtifactKind,
     id::{Digest, InstanceId, MeshId, ModelName, NodeId, ServiceName, TaskId, UnixMs},
     identity::{KeyHash, TokenRecord},
-    ownership::{Epoch, Token},
-    spec::{Labels, ModelSpec, ServiceSpec, TaskSpec, Tier},
+    ownership::{Epoch, Ownership, Token},
+    spec::{Labels, Millis, ModelSpec, ServiceSpec, TaskSpec, Tier},
     store::Record,
     tensor::TensorSpec,
     wire::{Checkpoint, ModelFacts, NodeFacts},
@@ -277,10 +277,10 @@ record!(ServiceRecord, "service", 1);
 /// exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceInstanceRecord {
-    /// The newest ownership.
-    pub epoch: Epoch,
     /// Who owns it.
-    pub node: Option<NodeId>,
+    pub own: Ownership<NodeId>,
+    /// The longest lease that this ownership may have been granted, if it is fenced.
+    pub fence: Option<Millis>,
     /// The service's revision that it follows.
     pub revision: u64,
     /// Whether this ownership has served yet.
@@ -289,11 +289,27 @@ pub struct ServiceInstanceRecord {
     pub tied: bool,
     /// The newest checkpoint here.
     pub checkpoint: Option<Checkpoint>,
-    /// The highest token heard of.
-    pub token: Token,
     /// A move on its way.
     pub moving: Option<MoveRecord>,
+    /// Owners that were replaced without having been heard: what they accepted since is a branch.
+    pub deposed: Vec<Deposed>,
 }
+
+/// An owner that an operator replaced while it could not be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deposed {
+    /// Which node.
+    pub node: NodeId,
+    /// Under which epoch it had the instance.
+    pub epoch: Epoch,
+    /// When it was replaced.
+    pub at: UnixMs,
+    /// What it had accepted by itself, once it came back: kept, never merged.
+    pub branch: Option<Checkpoint>,
+}
+
+/// Most replaced owners remembered; the oldest are forgotten.
+pub const DEPOSED_MAX: usize = 8;
 record!(ServiceInstanceRecord, "service-instance", 1);
 
 /// Whether an ownership has served.

@@ -81,7 +81,7 @@ pub(super) async fn converge(core: &Core, name: &ServiceName) {
 /// Renews what is shown and routed of services that have an instance on `node`.
 pub(crate) fn refresh_node(core: &Core, node: &NodeId) {
     for service in core.services.all() {
-        let there = |instance: &ServiceInstanceRecord| instance.node.as_ref() == Some(node);
+        let there = |instance: &ServiceInstanceRecord| instance.own.owner.as_ref() == Some(node);
         if service.instances.iter().any(there) {
             routes::refresh(core, &service.record.name);
         }
@@ -111,8 +111,12 @@ pub(super) fn whereabouts(core: &Core, node: Option<&NodeId>) -> Where {
 
 fn facts(core: &Core, service: &Service, index: usize, now: UnixMs) -> Instance {
     let record = &service.instances[index];
-    let serving = core.services.serving(&service.id(index), record.epoch);
-    let node = record.node.as_ref().and_then(|node| core.nodes.get(node));
+    let serving = core.services.serving(&service.id(index), record.own.epoch);
+    let node = record
+        .own
+        .owner
+        .as_ref()
+        .and_then(|node| core.nodes.get(node));
     let draining = node.is_some_and(|node| node.record.load().draining);
     let retry_at = serving.as_ref().and_then(|serving| serving.retry_at);
     let moving = record.moving.as_ref().map(|moving| {
@@ -129,7 +133,7 @@ fn facts(core: &Core, service: &Service, index: usize, now: UnixMs) -> Instance 
         }
     });
     Instance {
-        at: whereabouts(core, record.node.as_ref()),
+        at: whereabouts(core, record.own.owner.as_ref()),
         tied: record.tied && service.record.spec.stateful(),
         stateful: service.record.spec.stateful(),
         current: record.revision == service.record.revision,
@@ -192,7 +196,7 @@ fn ask_sources(core: &Core, service: &Service) {
             let mut live = core.services.live();
             let serving = live
                 .entry(id.clone())
-                .or_insert_with(|| Serving::starting(record.epoch, None));
+                .or_insert_with(|| Serving::starting(record.own.epoch, None));
             if serving.copy.asked == Some(link.session()) || serving.copy.told.is_some() {
                 continue;
             }
@@ -200,7 +204,7 @@ fn ask_sources(core: &Core, service: &Service) {
         }
         let ask = Down::Checkpoint {
             instance: id.clone(),
-            epoch: record.epoch,
+            epoch: record.own.epoch,
         };
         if let Err(problem) = link.send(ask) {
             tracing::debug!(instance = %id, %problem, "not asked for a checkpoint");
@@ -222,7 +226,7 @@ fn tell_targets(core: &Core, service: &Service) {
         };
         let id = service.id(index);
         let (name, index) = (&service.record.name, index as u32);
-        let Some(work) = table::work(core, name, index, record.epoch) else {
+        let Some(work) = table::work(core, name, index, record.own.epoch) else {
             continue;
         };
         {
@@ -296,9 +300,9 @@ pub(super) async fn carry_out(
         return Err(problem);
     }
     give_back(core, &id, before, &after);
-    if after.epoch != before.epoch || after.node != before.node {
+    if after.own.epoch != before.own.epoch || after.own.owner != before.own.owner {
         let mut live = core.services.live();
-        let serving = Serving::starting(after.epoch, live.get(&id));
+        let serving = Serving::starting(after.own.epoch, live.get(&id));
         live.insert(id, serving);
     }
     core.services.show(next);
@@ -308,7 +312,7 @@ pub(super) async fn carry_out(
 /// Nodes on which a record promises room.
 fn holders(record: &ServiceInstanceRecord) -> impl Iterator<Item = &NodeId> {
     let target = record.moving.as_ref().map(|moving| &moving.to);
-    record.node.iter().chain(target)
+    record.own.owner.iter().chain(target)
 }
 
 /// Gives back what `from` had promised and `to` does not.
@@ -347,12 +351,12 @@ pub(super) fn settle(
             _ => {}
         }
     }
-    tracing::info!(instance = %id, ?need, epoch = %after.epoch, node = ?after.node, "service");
+    tracing::info!(instance = %id, ?need, epoch = %after.own.epoch, node = ?after.own.owner, "service");
     if need == Need::Seal {
         // Nobody is sent there any more.
         routes::refresh(core, name);
     }
-    for node in before.node.iter().chain(&after.node) {
+    for node in before.own.owner.iter().chain(&after.own.owner) {
         instance_on(core, node, &id);
     }
 }
@@ -366,13 +370,13 @@ fn change(
     now: UnixMs,
 ) -> Option<Decision> {
     let id = service.id(index);
-    let owner = service.instances[index].node.clone();
+    let owner = service.instances[index].own.owner.clone();
     let said = |action, reason: String| Decision::new(id.to_string(), action, reason);
     match need {
         Need::End => {
             let reason = format!("{} instances are wanted", service.wanted());
             let record = &mut service.instances[index];
-            record.node = None;
+            record.own.owner = None;
             record.moving = None;
             Some(said("end", reason).on(owner.as_ref()))
         }
@@ -410,7 +414,7 @@ fn change(
 /// Another revision: where it is, if it still fits there or has state there.
 fn renew(core: &Core, service: &mut Service, index: usize) -> Option<Decision> {
     let id = service.id(index);
-    let owner = service.instances[index].node.clone()?;
+    let owner = service.instances[index].own.owner.clone()?;
     let revision = service.record.revision;
     let fits = place::place(core, service, index, None, Some(&owner)).ok();
     let fits = fits.filter(|(_, node)| node.is_some());
@@ -452,8 +456,8 @@ fn assign(
     let id = service.id(index);
     let record = &service.instances[index];
     let stateful = service.record.spec.stateful();
-    let owner = record.node.clone();
-    let serving = core.services.serving(&id, record.epoch);
+    let owner = record.own.owner.clone();
+    let serving = core.services.serving(&id, record.own.epoch);
     let failures = serving.as_ref().map_or(0, |serving| serving.failures);
     let failed_on = serving.and_then(|serving| serving.failed_on);
     // With its state there, only there; after a move first there once more.
@@ -506,7 +510,7 @@ fn assign(
 /// What is lost with the node of an instance, in words.
 fn loss(service: &Service, index: usize) -> String {
     let record = &service.instances[index];
-    let gone = record.node.as_ref().map_or("nowhere", NodeId::as_str);
+    let gone = record.own.owner.as_ref().map_or("nowhere", NodeId::as_str);
     if !service.record.spec.stateful() {
         return format!("node {gone} is lost; ");
     }
@@ -526,7 +530,7 @@ fn loss(service: &Service, index: usize) -> String {
 
 /// Remembers why an instance cannot be placed; one that serves goes on.
 pub(super) fn waits(core: &Core, service: &Service, index: usize, why: String) {
-    let epoch = service.instances[index].epoch;
+    let epoch = service.instances[index].own.epoch;
     let mut live = core.services.live();
     let serving = live
         .entry(service.id(index))

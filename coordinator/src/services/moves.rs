@@ -103,7 +103,7 @@ pub(super) fn begin(
     let id = service.id(index);
     let refuse = |code, why: String| Problem::new(code, format!("{id} is not moved: {why}"));
     let record = service.instances.get(index);
-    let Some(from) = record.and_then(|record| record.node.clone()) else {
+    let Some(from) = record.and_then(|record| record.own.owner.clone()) else {
         return Err(refuse(Code::MoveRefused, "it is not placed yet".into()));
     };
     let record = &service.instances[index];
@@ -125,7 +125,7 @@ pub(super) fn begin(
         core.nodes.find(to)?;
     }
     let stateful = service.record.spec.stateful();
-    let serving = core.services.serving(&id, record.epoch);
+    let serving = core.services.serving(&id, record.own.epoch);
     let ready = serving.as_ref().is_some_and(|serving| serving.ready);
     if stateful && whereabouts(core, Some(&from)) != Where::Here {
         let why = format!("its node {from} is not connected, and its state is there");
@@ -251,7 +251,7 @@ pub(crate) async fn checkpoint(
     let record = service
         .instance(index)
         .ok_or_else(|| not_ready("it is not placed yet".into()))?;
-    let node = record.node.clone();
+    let node = record.own.owner.clone();
     let link = node
         .as_ref()
         .and_then(|node| core.nodes.get(node))
@@ -265,7 +265,7 @@ pub(crate) async fn checkpoint(
     let mut seen = core.services.routes.version();
     link.send(Down::Checkpoint {
         instance: id.clone(),
-        epoch: record.epoch,
+        epoch: record.own.epoch,
     })?;
     let waited = tokio::time::timeout(CHECKPOINT_WAIT, async {
         while made() == before {

@@ -100,7 +100,7 @@ fn owner(
     let service = core.services.get(&name).ok_or_else(stale)?;
     let owns = service
         .instance(index)
-        .is_some_and(|record| record.hears(node, token));
+        .is_some_and(|record| record.own.hears(node, token));
     owns.then_some(service).ok_or_else(stale)
 }
 

@@ -16,7 +16,7 @@ use crate::{Core, scheduler};
 fn others(service: &Service, index: usize) -> BTreeMap<String, u32> {
     let mut placed = BTreeMap::new();
     for (n, instance) in service.instances.iter().enumerate() {
-        if let Some(node) = instance.node.as_ref().filter(|_| n != index) {
+        if let Some(node) = instance.own.owner.as_ref().filter(|_| n != index) {
             *placed.entry(node.to_string()).or_default() += 1;
         }
     }
@@ -45,7 +45,10 @@ pub(super) fn place(
         }
         request.node = Some(only.to_string());
     }
-    let owner = service.instances.get(index).and_then(|i| i.node.as_ref());
+    let owner = service
+        .instances
+        .get(index)
+        .and_then(|i| i.own.owner.as_ref());
     let strategy = spec.placement.strategy.as_deref();
     let id = service.id(index);
     scheduler::place(core, &id, owner, &request, amount, strategy)

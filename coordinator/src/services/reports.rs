@@ -41,7 +41,7 @@ pub(crate) async fn reported(
     let service = core.services.get(name);
     let heard = service.as_ref().filter(|service| {
         let newest = service.instance(index);
-        newest.is_some_and(|newest| newest.hears(&node.id, report.token))
+        newest.is_some_and(|newest| newest.own.hears(&node.id, report.token))
     });
     let Some(service) = heard else {
         // Of a run that is over, or of a service that is gone: nothing to learn.
@@ -104,7 +104,7 @@ async fn take(
         core,
         node,
         &instance,
-        record.epoch,
+        record.own.epoch,
         &outcome,
         facts,
         started,
@@ -314,7 +314,7 @@ pub(crate) async fn node_back(core: &Core, node: &Node) {
         };
         let service = core.services.get(&name);
         let record = service.as_ref().and_then(|service| service.instance(index));
-        let Some(record) = record.filter(|record| record.hears(&node.id, holds.token)) else {
+        let Some(record) = record.filter(|record| record.own.hears(&node.id, holds.token)) else {
             continue;
         };
         let sealing = record
@@ -324,14 +324,14 @@ pub(crate) async fn node_back(core: &Core, node: &Node) {
         let mut live = core.services.live();
         let serving = live
             .entry(id.clone())
-            .or_insert_with(|| Serving::starting(record.epoch, None));
+            .or_insert_with(|| Serving::starting(record.own.epoch, None));
         match holds.phase {
             Phase::Running if record.phase == InstancePhase::Running && !serving.ready => {
-                set_ready(serving, record.epoch, None);
+                set_ready(serving, record.own.epoch, None);
             }
             // It was sealed: the report is on its way.
             Phase::Ended if sealing => {}
-            Phase::Ended => set_failed(serving, &node.id, record.epoch, "it has ended"),
+            Phase::Ended => set_failed(serving, &node.id, record.own.epoch, "it has ended"),
             _ => {}
         }
     }
@@ -356,10 +356,10 @@ pub(crate) async fn held_newer(
         let Some(record) = next.instances.get_mut(index as usize) else {
             return Ok(());
         };
-        if record.epoch >= held.next() {
+        if record.own.epoch >= held.next() {
             return Ok(());
         }
-        let before = record.node.clone();
+        let before = record.own.owner.clone();
         record.adopt(node.clone(), held, UnixMs::now());
         let record = record.clone();
         let amount = place::amount(&next);

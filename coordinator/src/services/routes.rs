@@ -172,8 +172,12 @@ fn stop(core: &Core, service: &Service, index: u32, before: Option<&Route>) -> S
     if let Some(moving) = sealing {
         return Stop::Wait(format!("{id} moves to {}", moving.to));
     }
-    let serving = core.services.serving(&id, record.epoch);
-    let node = record.node.as_ref().and_then(|node| core.nodes.get(node));
+    let serving = core.services.serving(&id, record.own.epoch);
+    let node = record
+        .own
+        .owner
+        .as_ref()
+        .and_then(|node| core.nodes.get(node));
     let link = node.and_then(|node| node.link());
     match link.filter(|_| serving.as_ref().is_some_and(|serving| serving.ready)) {
         Some(link) => {
@@ -185,7 +189,7 @@ fn stop(core: &Core, service: &Service, index: u32, before: Option<&Route>) -> S
             Stop::Ready(Arc::new(Remote {
                 index,
                 instance: id,
-                epoch: record.epoch,
+                epoch: record.own.epoch,
                 link,
                 flying,
             }))
@@ -343,7 +347,7 @@ pub(crate) async fn logs(
     let service = core.services.find(name)?;
     let index = index_of(&service, index)?;
     let id = service.id(index as usize);
-    let node = service.instance(index).and_then(|i| i.node.clone());
+    let node = service.instance(index).and_then(|i| i.own.owner.clone());
     let Some(node) = node else {
         return Err(Problem::new(
             Code::ServiceNotReady,

@@ -50,13 +50,7 @@ pub(super) enum Outcome {
 }
 
 impl ServiceInstanceRecord {
-    /// Whether a report of `token` by `node` concerns the owner: of its epoch, and of no run
-    /// before the newest one heard of.
-    pub(super) fn hears(&self, node: &NodeId, token: Token) -> bool {
-        self.node.as_ref() == Some(node) && token.epoch == self.epoch && token >= self.token
-    }
-
-    /// Takes a report that [`hears`](Self::hears) accepts.
+    /// Takes a report that the record [hears](hop3_common::ownership::Record::hears).
     pub(super) fn report(
         &mut self,
         token: Token,
@@ -64,8 +58,7 @@ impl ServiceInstanceRecord {
         revision: u64,
         now: UnixMs,
     ) -> Outcome {
-        debug_assert_eq!(token.epoch, self.epoch, "a stale report was let through");
-        self.token = token;
+        self.own.heard(token);
         match event {
             Event::ServiceReady(_) => self.ready(now),
             Event::Checkpointed(checkpoint) => self.checkpointed(checkpoint),
@@ -83,14 +76,9 @@ impl ServiceInstanceRecord {
 
     /// Owned by `node` under a new epoch.
     pub(super) fn assign(&mut self, node: NodeId, revision: u64) {
-        self.epoch = self.epoch.next();
-        self.node = Some(node);
+        self.own.assign(node);
         self.revision = revision;
         self.phase = InstancePhase::Assigned;
-        self.token = Token {
-            epoch: self.epoch,
-            ..Token::default()
-        };
     }
 
     fn ready(&mut self, now: UnixMs) -> Outcome {
@@ -98,7 +86,7 @@ impl ServiceInstanceRecord {
         self.tied = true;
         let arrived = |moving: &mut MoveRecord| moving.stage == MoveStage::Starting;
         let moved = self.moving.take_if(arrived).map(|mut moving| {
-            let back = self.node.as_ref() == Some(&moving.from);
+            let back = self.own.owner.as_ref() == Some(&moving.from);
             moving.stage = if back {
                 MoveStage::Aborted
             } else {
@@ -137,7 +125,7 @@ impl ServiceInstanceRecord {
     /// The epoch never runs again. Whoever goes on does so under a new one: the target of the move,
     /// or the source itself, if the move was given up meanwhile.
     fn sealed(&mut self, checkpoint: Checkpoint, revision: u64, now: UnixMs) -> Outcome {
-        let Some(source) = self.node.clone() else {
+        let Some(source) = self.own.owner.clone() else {
             return Outcome::Nothing;
         };
         let goes = |moving: &&mut MoveRecord| moving.stage == MoveStage::Sealing;
@@ -198,9 +186,8 @@ impl ServiceInstanceRecord {
     /// the instance, with what it has, under a still newer one.
     pub(super) fn adopt(&mut self, node: NodeId, held: Epoch, now: UnixMs) {
         self.abort("the record was older than what a node holds".into(), now);
-        let revision = self.revision;
-        self.epoch = self.epoch.max(held);
-        self.assign(node, revision);
+        self.own.adopt(node, held);
+        self.phase = InstancePhase::Assigned;
         self.tied = true;
     }
 }

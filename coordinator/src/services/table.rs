@@ -12,7 +12,7 @@ use std::{
 use hop3_common::{
     codes::{Code, Problem},
     id::{Digest, InstanceId, NodeId, ServiceName, UnixMs},
-    ownership::{Epoch, Token},
+    ownership::{Epoch, Ownership},
     spec::nearest,
     wire::{ServiceFacts, ServiceWork},
 };
@@ -104,14 +104,14 @@ impl ServiceInstanceRecord {
     /// One that was never placed; its first epoch is above `floor`.
     pub(crate) fn new(floor: Epoch) -> Self {
         Self {
-            epoch: floor,
-            node: None,
+            own: Ownership::new(floor),
+            fence: None,
             revision: 0,
             phase: InstancePhase::Assigned,
             tied: false,
             checkpoint: None,
-            token: Token::default(),
             moving: None,
+            deposed: Vec::new(),
         }
     }
 }
@@ -284,7 +284,7 @@ pub(crate) fn desired(core: &Core, node: &NodeId, instance: &InstanceId) -> Opti
         .moving
         .as_ref()
         .is_some_and(|moving| moving.stage == MoveStage::Sealing);
-    (record.node.as_ref() == Some(node)).then_some((record.epoch, seal))
+    (record.own.owner.as_ref() == Some(node)).then_some((record.own.epoch, seal))
 }
 
 /// For an instance of a service: the epoch up to which what a node holds is an older service's, and
@@ -293,7 +293,7 @@ pub(crate) fn floor_of(core: &Core, instance: &InstanceId) -> Option<(Epoch, Epo
     let (name, index) = instance.as_service()?;
     let service = core.services.get(&name)?;
     let record = service.instance(index)?;
-    Some((service.record.floor, record.epoch))
+    Some((service.record.floor, record.own.epoch))
 }
 
 /// What a node needs to run the instance.
@@ -306,7 +306,7 @@ pub(crate) fn work(
     let service = core.services.get(name)?;
     let instance = service
         .instance(index)
-        .filter(|instance| instance.epoch == epoch)?;
+        .filter(|instance| instance.own.epoch == epoch)?;
     let record = &service.record;
     let spec = &record.spec;
     Some(ServiceWork {
@@ -319,6 +319,7 @@ pub(crate) fn work(
         state: spec.state,
         key: spec.key.clone(),
         durability: spec.durability,
+        fence: instance.fence,
         checkpoint_every: spec.checkpoint.every,
         checkpoint_keep: spec.checkpoint.keep,
         env: spec.env.clone(),
@@ -349,7 +350,7 @@ pub(crate) fn checkpoint_blobs(core: &Core, node: Option<&NodeId>) -> BTreeSet<D
     for service in core.services.all() {
         for instance in &service.instances {
             let moving = instance.moving.as_ref();
-            let owner = instance.node.as_ref();
+            let owner = instance.own.owner.as_ref();
             let target = moving.map(|moving| &moving.to);
             if node.is_none() || owner == node || target == node {
                 let parts = instance.checkpoint.iter().flat_map(|cp| &cp.parts);

@@ -243,7 +243,7 @@ pub(crate) async fn remove(core: &Core, name: &ServiceName) -> Result<(), Proble
         );
         return Err(Problem::new(Code::InUse, message));
     }
-    let newest = service.instances.iter().map(|instance| instance.epoch);
+    let newest = service.instances.iter().map(|instance| instance.own.epoch);
     let floor = newest
         .chain([service.record.floor, core.services.floor()])
         .max()
@@ -267,7 +267,7 @@ pub(crate) async fn remove(core: &Core, name: &ServiceName) -> Result<(), Proble
     for (index, record) in service.instances.iter().enumerate() {
         let id = service.id(index);
         let target = record.moving.as_ref().map(|moving| &moving.to);
-        for node in record.node.iter().chain(target) {
+        for node in record.own.owner.iter().chain(target) {
             core.nodes.ledger().release(node, &id);
             instance_on(core, node, &id);
         }

@@ -112,17 +112,17 @@ fn instance_view(core: &Core, service: &Service, index: u32) -> Option<ServiceIn
     let id = service.id(index as usize);
     let wanted = index < service.record.spec.instances();
     let record = service.instance(index);
-    let node = record.and_then(|record| record.node.clone());
+    let node = record.and_then(|record| record.own.owner.clone());
     if node.is_none() && !wanted {
         return None;
     }
     let (status, reason) = status_of(core, service, index);
     let facts = record
-        .and_then(|record| core.services.serving(&id, record.epoch))
+        .and_then(|record| core.services.serving(&id, record.own.epoch))
         .and_then(|serving| serving.facts);
     Some(ServiceInstanceView {
         instance: id,
-        token: record.map(|record| record.token).unwrap_or_default(),
+        token: record.map(|record| record.own.token).unwrap_or_default(),
         revision: record.map_or(0, |record| record.revision),
         node,
         moving_to: record.and_then(|record| Some(record.moving.as_ref()?.to.clone())),
@@ -137,10 +137,10 @@ fn instance_view(core: &Core, service: &Service, index: u32) -> Option<ServiceIn
 pub(super) fn status_of(core: &Core, service: &Service, index: u32) -> (&'static str, String) {
     let record = service.instance(index);
     // One that was never placed has no record yet, but may have a reason.
-    let epoch = record.map(|record| record.epoch).unwrap_or_default();
+    let epoch = record.map(|record| record.own.epoch).unwrap_or_default();
     let serving = core.services.serving(&service.id(index as usize), epoch);
     let said = serving.as_ref().map(|serving| serving.reason.clone());
-    let placed = record.and_then(|record| Some((record, record.node.as_ref()?)));
+    let placed = record.and_then(|record| Some((record, record.own.owner.as_ref()?)));
     let Some((record, node)) = placed else {
         let waiting = || "waiting to be placed".to_owned();
         return ("pending", said.unwrap_or_else(waiting));
@@ -194,7 +194,7 @@ pub(crate) fn staying_on(core: &Core, node: &NodeId) -> Vec<String> {
     let mut said = Vec::new();
     for service in core.services.all() {
         for (index, record) in service.instances.iter().enumerate() {
-            if record.node.as_ref() != Some(node) {
+            if record.own.owner.as_ref() != Some(node) {
                 continue;
             }
             let (id, index) = (service.id(index), u32::try_from(index).unwrap_or(u32::MAX));

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use std::fs;
 
-use hop3_common::store::{MasterKey, crypt::Purpose, disk::OsDisk};
+use crate::store::{MasterKey, crypt::Purpose, disk::OsDisk};
 
 use super::*;
 
@@ -11,11 +11,8 @@ fn cipher() -> Cipher {
     MasterKey::from_bytes([3; 32]).cipher(Purpose::ServiceLog)
 }
 
-fn head() -> Head {
-    Head {
-        instance: "service/s/0".parse().unwrap(),
-        base: vec![],
-    }
+fn head() -> String {
+    "what it is about".into()
 }
 
 fn create(path: &Path, first: Option<&[u8]>) -> Log {
@@ -26,7 +23,7 @@ type Recovered = (Log, Vec<Vec<u8>>, Option<Torn>);
 
 fn recover(path: &Path) -> Result<Recovered, Error> {
     let mut deltas = Vec::new();
-    let begin = |found| {
+    let begin = |found: String| {
         assert_eq!(found, head());
         Ok(())
     };
@@ -34,7 +31,7 @@ fn recover(path: &Path) -> Result<Recovered, Error> {
         deltas.push(delta.to_vec());
         Ok(())
     };
-    let (log, torn) = Log::recover::<Error>(&OsDisk, path, cipher(), ID, begin, each)?;
+    let (log, torn) = Log::recover::<String, Error>(&OsDisk, path, cipher(), ID, begin, each)?;
     Ok((log, deltas, torn))
 }
 
@@ -116,11 +113,11 @@ fn frames_of_another_log_do_not_verify() {
     three(&path);
     let other = LogId([8; 16]);
     let begin = |_| Ok(());
-    let opened = Log::recover::<Error>(&OsDisk, &path, cipher(), other, begin, |_| Ok(()));
+    let opened = Log::recover::<String, Error>(&OsDisk, &path, cipher(), other, begin, |_| Ok(()));
     assert!(matches!(opened, Err(Error::Damaged { .. })));
     let mut renamed = fs::read(&path).unwrap();
     renamed[8..24].copy_from_slice(&other.0);
     fs::write(&path, renamed).unwrap();
-    let opened = Log::recover::<Error>(&OsDisk, &path, cipher(), other, begin, |_| Ok(()));
+    let opened = Log::recover::<String, Error>(&OsDisk, &path, cipher(), other, begin, |_| Ok(()));
     assert!(matches!(opened, Err(Error::Damaged { .. })));
 }

@@ -1,0 +1,130 @@
+//! A replica of an instance's changes is a sink like any other: it takes the changes of the newest
+//! run only, and once it is sealed those of nobody, so that its end can be read (DESIGN §9, rule
+//! 10).
+//!
+//! Pure: what a step accepts must be durable before it is answered.
+
+use super::{Position, Token};
+
+/// Where a replica stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Replica {
+    /// The run that writes, and the last change it has.
+    end: Position,
+    sealed: bool,
+}
+
+/// Why a change is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReplicaRefusal {
+    /// A newer run writes.
+    #[error("run {0} writes to the replica now")]
+    Deposed(Token),
+    /// It is being read.
+    #[error("the replica is sealed: another node takes over")]
+    Sealed,
+    /// A change is missing or repeated.
+    #[error("the replica has {has} changes; change {got} does not follow")]
+    Gap {
+        /// Changes that it has.
+        has: u64,
+        /// The one that came.
+        got: u64,
+    },
+}
+
+impl Replica {
+    /// The replica that begins with a whole state: in place of `before`, if there is one.
+    ///
+    /// # Errors
+    /// It must not take its place.
+    pub fn begin(before: Option<&Self>, end: Position) -> Result<Self, ReplicaRefusal> {
+        if let Some(before) = before {
+            if before.sealed && end.token <= before.end.token {
+                return Err(ReplicaRefusal::Sealed);
+            }
+            if end.token < before.end.token {
+                return Err(ReplicaRefusal::Deposed(before.end.token));
+            }
+            if end < before.end {
+                // What was acknowledged must not be replaced by less.
+                let (has, got) = (before.end.seq, end.seq);
+                return Err(ReplicaRefusal::Gap { has, got });
+            }
+        }
+        Ok(Self { end, sealed: false })
+    }
+
+    /// After a change of the run `token`, which has `seq` changes then.
+    ///
+    /// # Errors
+    /// It is not this run's turn, or the change goes backwards.
+    pub fn change(self, token: Token, seq: u64) -> Result<Self, ReplicaRefusal> {
+        if self.sealed {
+            return Err(ReplicaRefusal::Sealed);
+        }
+        if token != self.end.token {
+            return Err(ReplicaRefusal::Deposed(self.end.token));
+        }
+        if seq < self.end.seq {
+            let (has, got) = (self.end.seq, seq);
+            return Err(ReplicaRefusal::Gap { has, got });
+        }
+        let end = Position { token, seq };
+        Ok(Self { end, ..self })
+    }
+
+    /// Takes nothing more from this run.
+    #[must_use]
+    pub fn seal(self) -> Self {
+        Self {
+            sealed: true,
+            ..self
+        }
+    }
+
+    /// The last change.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        self.end
+    }
+
+    /// Whether it takes nothing more.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ownership::{Epoch, Incarnation};
+
+    fn at(epoch: u64, incarnation: u64, seq: u64) -> Position {
+        let (epoch, incarnation) = (Epoch(epoch), Incarnation(incarnation));
+        let token = Token { epoch, incarnation };
+        Position { token, seq }
+    }
+
+    #[test]
+    fn it_follows_the_newest_run_and_ends_for_good() {
+        let first = Replica::begin(None, at(1, 1, 5)).unwrap();
+        let more = first.change(at(1, 1, 0).token, 6).unwrap();
+        assert!(
+            first.change(at(1, 2, 0).token, 6).is_err(),
+            "it begins first"
+        );
+        let second = Replica::begin(Some(&more), at(1, 2, 6)).unwrap();
+        assert!(Replica::begin(Some(&second), at(1, 1, 9)).is_err());
+        assert!(
+            Replica::begin(Some(&second), at(1, 2, 5)).is_err(),
+            "less than it has"
+        );
+        let sealed = second.seal();
+        assert!(sealed.change(at(1, 2, 0).token, 7).is_err());
+        assert!(Replica::begin(Some(&sealed), at(1, 2, 7)).is_err());
+        assert!(Replica::begin(Some(&sealed), at(2, 1, 6)).is_ok());
+    }
+}
