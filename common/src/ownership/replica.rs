@@ -46,7 +46,7 @@ impl Replica {
             if end.token < before.end.token {
                 return Err(ReplicaRefusal::Deposed(before.end.token));
             }
-            if end < before.end {
+            if end.token.epoch == before.end.token.epoch && end.seq < before.end.seq {
                 // What was acknowledged must not be replaced by less.
                 let (has, got) = (before.end.seq, end.seq);
                 return Err(ReplicaRefusal::Gap { has, got });
@@ -116,6 +116,7 @@ mod tests {
             first.change(at(1, 2, 0).token, 6).is_err(),
             "it begins first"
         );
+        assert!(Replica::begin(Some(&more), at(1, 2, 5)).is_err(), "less than it has");
         let second = Replica::begin(Some(&more), at(1, 2, 6)).unwrap();
         assert!(Replica::begin(Some(&second), at(1, 1, 9)).is_err());
         assert!(
