@@ -39,6 +39,7 @@ fn work(coordinator: &Coordinator, restore: Option<Checkpoint>) -> Work {
         state: State::Single,
         key: KeyFrom::default(),
         durability: Durability::Node,
+        fence: None,
         checkpoint_every: Millis(0),
         checkpoint_keep: 2,
         env: BTreeMap::new(),

@@ -98,6 +98,7 @@ codes! {
     NotHere = 530, 503, "instance not on this node", "It moved: ask again.";
     InUse = 531, 409, "in use", "Change what uses it first; the message names it.";
     StreamGone = 532, 410, "client stream gone", "Open a new one.";
+    TakeOverRefused = 534, 409, "take-over refused", "The message says why, and what would be lost.";
     CannotScale = 533, 409, "cannot scale", "Only services with `state: none` have replicas.";
     ModelUnknown = 601, 404, "no such model", "List models with `hop3 model ls`.";
     ModelVersionUnknown = 602, 404, "no such model version", "List versions with `hop3 model show NAME`.";

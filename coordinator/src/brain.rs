@@ -11,6 +11,7 @@ use hop3_common::{
         PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
     },
+    ownership::Token,
     wire::{Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample},
 };
 
@@ -87,6 +88,10 @@ impl Brain for Core {
 
     async fn fetched(&self, node: &NodeId, instance: &InstanceId) {
         services::fetched(self, node, instance).await;
+    }
+
+    async fn leases(&self, link: &NodeLink, number: u64, runs: Vec<(InstanceId, Token)>) {
+        services::leases(self, link, number, runs);
     }
 
     async fn outgoing(

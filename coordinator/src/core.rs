@@ -67,6 +67,7 @@ pub struct Core {
     pub(crate) tasks: tasks::Tasks,
     pub(crate) models: models::Models,
     pub(crate) services: services::Services,
+    pub(crate) replicas: Arc<services::Replicas>,
     pub(crate) gateway: Gateway,
     pub(crate) artifacts: artifacts::Artifacts,
     pub(crate) decisions: Decisions,
@@ -88,6 +89,7 @@ impl Core {
     pub async fn open(
         records: Records,
         blobs: Arc<BlobStore>,
+        replicas: services::Replicas,
         ca: CertificateAuthority,
         settings: Settings,
     ) -> Result<Arc<Self>, Problem> {
@@ -125,6 +127,7 @@ impl Core {
             tasks,
             models,
             services,
+            replicas: Arc::new(replicas),
             gateway: Gateway::new(
                 Arc::new(services::ServiceRouter(this.clone())),
                 hop3_gateway::Options::default(),
@@ -346,6 +349,14 @@ impl Core {
     /// One service.
     pub async fn service(&self, name: &ServiceName) -> Answer<ServiceView> {
         services::view(self, name)
+    }
+    /// Gives an instance to another node without having heard of its owner.
+    pub async fn take_over_service(
+        &self,
+        name: &ServiceName,
+        request: TakeOverRequest,
+    ) -> Answer<TakeOverView> {
+        services::take_over(self, name, request).await
     }
     /// Begins to move an instance, with its state.
     pub async fn migrate_service(

@@ -12,6 +12,8 @@ use crate::{Core, artifacts, models, registry, services, tasks};
 
 /// Time between rounds.
 const ROUND: Duration = Duration::from_secs(1);
+/// Time between looks for leases that are over: it adds to the time until an instance goes on.
+const LAPSES: Duration = Duration::from_millis(100);
 /// Time between collections of records and blobs: they walk over everything.
 const COLLECT: Duration = Duration::from_secs(600);
 
@@ -19,12 +21,15 @@ impl Core {
     /// Sweeps until `shutdown`.
     pub async fn sweep(&self, shutdown: CancellationToken) {
         let mut round = interval(ROUND);
+        let mut lapses = interval(LAPSES);
+        lapses.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut collect = interval_at(Instant::now() + COLLECT, COLLECT);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         collect.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                _ = lapses.tick() => services::fail_over_due(self).await,
                 _ = round.tick() => self.sweep_once(UnixMs::now()).await,
                 _ = collect.tick() => self.collect(UnixMs::now()).await,
             }

@@ -36,6 +36,7 @@ use crate::{
     Core, Settings, enroll,
     records::Records,
     registry::{self, FrameSink, FrameSource, Link},
+    services::Replicas,
     tasks::ByteStream,
 };
 
@@ -103,9 +104,16 @@ impl World {
         };
         let blobs = BlobStore::open(&self.dir.path().join("blobs"), &self.key).unwrap();
         let ca = CertificateAuthority::from_pem(&self.ca.0, &self.ca.1).unwrap();
-        let core = Core::open(Records::new(store), Arc::new(blobs), ca, settings())
-            .await
-            .unwrap();
+        let replicas = Replicas::open(&self.dir.path().join("replicas"), &self.key).unwrap();
+        let core = Core::open(
+            Records::new(store),
+            Arc::new(blobs),
+            replicas,
+            ca,
+            settings(),
+        )
+        .await
+        .unwrap();
         core.set_advertised(vec!["127.0.0.1:7430".parse().unwrap()]);
         core
     }

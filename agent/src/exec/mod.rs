@@ -286,6 +286,14 @@ impl Exec {
         }
     }
 
+    /// The last word of a run that another follows.
+    async fn over(&self, instance: &InstanceId, token: Token, progress: Progress) {
+        self.runs().remove(instance);
+        if !self.0.leaving.load(Ordering::SeqCst) {
+            self.progress(instance, token, progress).await;
+        }
+    }
+
     /// The last word of a run.
     async fn finish(&self, instance: &InstanceId, token: Token, event: Event) {
         self.runs().remove(instance);

@@ -46,8 +46,10 @@ pub(super) async fn run(exec: Exec, assignment: Arc<Assignment>, run: Arc<Run>) 
     });
     let services = exec.services();
     let ran = services.run(instance, token, work, reporter, &run.cancel);
-    let event = Box::pin(ran).await;
-    exec.finish(instance, token, event).await;
+    match Box::pin(ran).await {
+        Progress::Finished(event) => exec.finish(instance, token, event).await,
+        other => exec.over(instance, token, other).await,
+    }
 }
 
 /// Sends an instance's log from `offset`; on and on if `follow`. All of it is one channel.

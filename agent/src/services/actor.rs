@@ -35,6 +35,7 @@ use tokio::sync::Notify;
 
 use super::{
     inbox::{Ask, Inbox, Item, Phase, not_here},
+    leases::Lease,
     links::Links,
     release::{Release, World},
     ring::Ring,
@@ -67,6 +68,8 @@ pub struct Parts {
     pub ring: Arc<Ring>,
     /// Where its effects go.
     pub world: Arc<dyn World>,
+    /// Its right to run, if it is fenced.
+    pub lease: Option<Lease>,
 }
 
 /// See the module.
@@ -135,7 +138,21 @@ impl Actor {
     /// Whether what it acknowledges must be on the disk.
     #[must_use]
     pub fn is_durable(&self) -> bool {
-        self.is_stateful() && self.parts.work.durability == Durability::Node
+        self.is_stateful() && self.parts.work.durability != Durability::Memory
+    }
+
+    /// Whether what it acknowledges must be at the coordinator too.
+    #[must_use]
+    pub fn is_replicated(&self) -> bool {
+        self.is_stateful() && self.parts.work.durability == Durability::Replicated
+    }
+
+    /// Waits until its right to run has ended; for ever if it needs none.
+    pub(super) async fn fenced(&self) {
+        match &self.parts.lease {
+            Some(lease) => lease.ended().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether it has state that outlives a call.
@@ -412,8 +429,13 @@ impl Actor {
 
     /// Carries out what may leave.
     pub(super) fn release(self: &Arc<Self>, releases: Vec<Release>) {
+        let may = self.parts.lease.as_ref().is_none_or(Lease::holds);
         for release in releases {
-            release.carry_out(self);
+            if may {
+                release.carry_out(self);
+            } else {
+                release.withhold();
+            }
         }
     }
 

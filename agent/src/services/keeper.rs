@@ -17,6 +17,7 @@ use tokio::{sync::mpsc, task::spawn_blocking, time::Instant};
 
 use super::{
     actor::Actor,
+    replica::Replica,
     storage::{Prepared, Storage},
 };
 use crate::{blobs::Blobs, supervisor::core::Progress};
@@ -25,6 +26,8 @@ use crate::{blobs::Blobs, supervisor::core::Progress};
 pub const SEAL_MAX: Duration = Duration::from_secs(30);
 /// Between tries while the disk fails.
 const DISK_RETRY: Duration = Duration::from_secs(2);
+/// Between tries while the coordinator cannot be reached.
+const REPLICA_RETRY: Duration = Duration::from_millis(200);
 /// Orders that wait; they are few and repeated by whoever gives them.
 pub const ORDERS_MAX: usize = 4;
 
@@ -46,6 +49,8 @@ pub enum Ended {
     Sealed(Checkpoint),
     /// The runtime lost the guest.
     Lost,
+    /// Its lease ended.
+    Fenced,
 }
 
 /// Whom an instance belongs to: the supervisor, and the coordinator behind it.
@@ -64,6 +69,10 @@ pub struct Keeper<H> {
     actor: Arc<Actor>,
     /// None for an instance without state.
     storage: Option<Storage>,
+    /// Where its changes are too.
+    replica: Option<Replica<H>>,
+    /// A checkpoint on its way, from which the replica can begin anew.
+    truncation: Option<BoxFuture<'static, Option<(Checkpoint, Image)>>>,
     blobs: Blobs,
     every: Option<Duration>,
     owner: Arc<H>,
@@ -86,6 +95,13 @@ async fn at(time: Option<Instant>) {
     }
 }
 
+async fn truncated<T>(delivery: &mut Option<BoxFuture<'static, Option<T>>>) -> Option<T> {
+    match delivery {
+        Some(delivery) => delivery.await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn done(job: &mut Option<Job>) -> Result<Prepared, Problem> {
     match job {
         Some(job) => job.await,
@@ -96,13 +112,21 @@ async fn done(job: &mut Option<Job>) -> Result<Prepared, Problem> {
 impl<H: Owner + 'static> Keeper<H> {
     /// Keeps `actor`, which serves already.
     #[must_use]
-    pub fn new(actor: Arc<Actor>, storage: Option<Storage>, blobs: Blobs, owner: Arc<H>) -> Self {
+    pub fn new(
+        actor: Arc<Actor>,
+        storage: Option<Storage>,
+        replica: Option<Replica<H>>,
+        blobs: Blobs,
+        owner: Arc<H>,
+    ) -> Self {
         let every_ms = actor.work().checkpoint_every.0;
         let every = (every_ms > 0).then(|| Duration::from_millis(every_ms));
         Self {
             next: every.map(|every| Instant::now() + every),
             actor,
             storage,
+            replica,
+            truncation: None,
             blobs,
             every,
             owner,
@@ -125,6 +149,7 @@ impl<H: Owner + 'static> Keeper<H> {
             self.begin_job();
             tokio::select! {
                 () = &mut stop => break,
+                () = self.actor.fenced() => return self.fenced().await,
                 () = self.actor.settle.notified(), if self.retry.is_none() => {
                     if self.actor.is_lost() {
                         return self.lost().await;
@@ -135,6 +160,15 @@ impl<H: Owner + 'static> Keeper<H> {
                 prepared = done(&mut self.job) => {
                     self.job = None;
                     self.prepared(prepared).await;
+                }
+                delivered = truncated(&mut self.truncation) => {
+                    self.truncation = None;
+                    if let (Some(replica), Some((made, image))) = (&mut self.replica, delivered)
+                        && let Err(problem) = replica.truncate(made, image).await
+                    {
+                        tracing::info!(instance = %self.actor.instance(), %problem,
+                            "its replica begins anew at the next change");
+                    }
                 }
                 () = at(self.next) => {
                     self.next = self.every.map(|every| Instant::now() + every);
@@ -172,7 +206,7 @@ impl<H: Owner + 'static> Keeper<H> {
     /// Makes durable what has gathered. What cannot be stored waits.
     async fn commit(&mut self) {
         if let (Some(storage), true) = (&mut self.storage, self.actor.is_durable()) {
-            if let Err(problem) = commit(&self.actor, storage).await {
+            if let Err(problem) = commit(&self.actor, storage, self.replica.as_mut()).await {
                 return self.blocked(problem);
             }
             if storage.is_long() && self.job.is_none() {
@@ -187,7 +221,11 @@ impl<H: Owner + 'static> Keeper<H> {
             tracing::error!(instance = %self.actor.instance(), %problem,
                 "changes cannot be stored; new requests are refused until they can");
         }
-        self.retry = Some(Instant::now() + DISK_RETRY);
+        let wait = match problem.code {
+            Code::Storage => DISK_RETRY,
+            _ => REPLICA_RETRY,
+        };
+        self.retry = Some(Instant::now() + wait);
         self.actor.set_blocked(Some(problem));
     }
 
@@ -236,14 +274,20 @@ impl<H: Owner + 'static> Keeper<H> {
             return;
         };
         let adopted = match prepared {
-            Ok(prepared) => storage.adopt(prepared).await,
+            Ok(prepared) => {
+                let image = prepared.image.clone();
+                storage.adopt(prepared).await.map(|made| (made, image))
+            }
             Err(problem) => Err(problem),
         };
         match adopted {
-            Ok(made) => {
+            Ok((made, image)) => {
                 self.job_image = None;
                 if sent {
-                    self.send(made);
+                    self.send(made.clone());
+                }
+                if self.replica.is_some() {
+                    self.truncate(made, image);
                 }
             }
             Err(problem) => {
@@ -271,7 +315,31 @@ impl<H: Owner + 'static> Keeper<H> {
         });
     }
 
+    /// Brings a checkpoint to the coordinator so that the replica can begin anew with it.
+    fn truncate(&mut self, made: Checkpoint, image: Image) {
+        let (blobs, owner) = (self.blobs.clone(), self.owner.clone());
+        self.truncation = Some(Box::pin(async move {
+            let parts = made.parts.iter();
+            let _pins: Vec<_> = parts.map(|part| blobs.pin(part.digest)).collect();
+            deliver(&*owner, &made).await.ok()?;
+            Some((made, image))
+        }));
+    }
+
     // ---- the end ----
+
+    /// It must not go on here. Its state stays as it is: whoever goes on has what was
+    /// acknowledged.
+    async fn fenced(&mut self) -> Ended {
+        tracing::warn!(instance = %self.actor.instance(), token = %self.actor.token(),
+            "its lease ended: it stops until the coordinator can be reached");
+        let cell = self.actor.end().await;
+        spawn_blocking(move || drop(cell));
+        // Whoever waits for the replica is told that the outcome is not known.
+        let taken = self.actor.take_unsettled();
+        self.actor.settled(taken.releases);
+        Ended::Fenced
+    }
 
     /// Stops, makes the final checkpoint, brings it to the coordinator. `None`: it was told to
     /// end meanwhile. Only the waits can be cut off; what is stored is stored whole.
@@ -301,7 +369,7 @@ impl<H: Owner + 'static> Keeper<H> {
             return Err(Problem::new(Code::MoveRefused, message));
         };
         if self.actor.is_durable() {
-            commit(&self.actor, storage).await?;
+            commit(&self.actor, storage, self.replica.as_mut()).await?;
         }
         if let Some(job) = self.job.take() {
             // It may be close to the final state, and then only a delta follows.
@@ -326,7 +394,7 @@ impl<H: Owner + 'static> Keeper<H> {
             return;
         };
         let stored = if self.actor.is_durable() {
-            commit(&self.actor, storage).await
+            commit(&self.actor, storage, self.replica.as_mut()).await
         } else if self.actor.has_changed() || self.job_image.is_some() {
             let prepared = storage.prepare(cell.flush().clone()).await;
             match prepared {
@@ -346,17 +414,21 @@ impl<H: Owner + 'static> Keeper<H> {
         drop(self.actor.end().await);
         if let (Some(storage), true) = (&mut self.storage, self.actor.is_durable()) {
             // What was done before is whole.
-            let _ = commit(&self.actor, storage).await;
+            let _ = commit(&self.actor, storage, self.replica.as_mut()).await;
         }
         Ended::Lost
     }
 }
 
 /// Makes durable what has gathered, and lets out what waited for it.
-async fn commit(actor: &Arc<Actor>, storage: &mut Storage) -> Result<(), Problem> {
+async fn commit<H: Owner + 'static>(
+    actor: &Arc<Actor>,
+    storage: &mut Storage,
+    replica: Option<&mut Replica<H>>,
+) -> Result<(), Problem> {
     let taken = actor.take_unsettled();
-    if let Some(image) = taken.image.clone()
-        && let Err(problem) = storage.append(image).await
+    if let Some(image) = &taken.image
+        && let Err(problem) = store(storage, replica, image).await
     {
         actor.unsettle(taken);
         return Err(problem);
@@ -369,13 +441,26 @@ async fn commit(actor: &Arc<Actor>, storage: &mut Storage) -> Result<(), Problem
     Ok(())
 }
 
+/// Makes an image durable wherever it must be.
+async fn store<H: Owner + 'static>(
+    storage: &mut Storage,
+    replica: Option<&mut Replica<H>>,
+    image: &Image,
+) -> Result<(), Problem> {
+    storage.append(image.clone()).await?;
+    match replica {
+        Some(replica) => replica.follow(storage, image).await,
+        None => Ok(()),
+    }
+}
+
 fn late(what: &str) -> Problem {
     let message = format!("sealing took more than {} s: {what}", SEAL_MAX.as_secs());
     Problem::new(Code::Deadline, message)
 }
 
 /// Brings all parts of a checkpoint to the coordinator.
-async fn deliver(owner: &impl Owner, made: &Checkpoint) -> Result<(), Problem> {
+pub(super) async fn deliver(owner: &impl Owner, made: &Checkpoint) -> Result<(), Problem> {
     for part in &made.parts {
         if !owner.deliver(*part).await {
             let message = "the coordinator does not take a part of the checkpoint";

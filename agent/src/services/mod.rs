@@ -22,12 +22,14 @@ pub mod desk;
 pub mod inbox;
 pub mod keeper;
 pub mod kept;
+pub mod leases;
 pub mod links;
 pub mod local;
 pub mod log;
 pub mod outgoing;
 mod recover;
 pub mod release;
+pub mod replica;
 pub mod ring;
 mod route;
 mod start;
@@ -53,8 +55,8 @@ use hop3_runtime::{service::ServiceEngine, wasm::GuestThreads};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use self::{
-    actor::Actor, keeper::Order, kept::Kept, outgoing::Outgoing, ring::Ring, storage::Shelf,
-    wheel::Wheel,
+    actor::Actor, keeper::Order, kept::Kept, leases::Leases, outgoing::Outgoing, ring::Ring,
+    storage::Shelf, wheel::Wheel,
 };
 use crate::{blobs::Blobs, config::Volume};
 
@@ -99,6 +101,7 @@ struct Inner {
     shelf: Arc<Shelf>,
     wheel: Wheel,
     outgoing: Outgoing,
+    leases: Leases,
     compiles: Semaphore,
     prefetches: Arc<Semaphore>,
     prefetched: Mutex<VecDeque<InstanceId>>,
@@ -155,6 +158,7 @@ impl Services {
             shelf: Arc::new(shelf),
             wheel: Wheel::default(),
             outgoing,
+            leases: Leases::default(),
             compiles: Semaphore::new(COMPILES_MAX),
             prefetches: Arc::new(Semaphore::new(PREFETCH_MAX)),
             prefetched: Mutex::default(),
@@ -196,6 +200,12 @@ impl Services {
     #[must_use]
     pub fn references(&self) -> BTreeSet<Digest> {
         self.0.shelf.kept.references()
+    }
+
+    /// The leases of fenced instances.
+    #[must_use]
+    pub fn leases(&self) -> &Leases {
+        &self.0.leases
     }
 
     /// Runs in hand.

@@ -19,13 +19,13 @@ use hop3_common::{
     id::{InstanceId, ServiceName},
     ownership::Token,
     wire::{
-        self, CALL_FRAME_MAX, HEADER_FRAME_MAX, OutgoingReply, OutgoingWhat, ServiceReply,
-        ServiceRequest, StreamHeader, TopicMessage, frame,
+        self, CALL_FRAME_MAX, HEADER_FRAME_MAX, OutgoingReply, OutgoingWhat, ReplicaWrite,
+        ServiceReply, ServiceRequest, StreamHeader, TopicMessage, frame,
         io::{self, FrameReader},
     },
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::blobs::Link;
 
@@ -37,18 +37,22 @@ const OUT_BYTES: usize = 1 << 20;
 const LOOK: Duration = Duration::from_millis(250);
 /// Time that a call gets beyond its deadline: the coordinator's answer says more than ours.
 const GRACE: Duration = Duration::from_secs(1);
+/// Time that a change gets to be kept: the coordinator's disk may be slow.
+const REPLICA: Duration = Duration::from_secs(10);
 /// Time that a message gets to be passed on.
 const MESSAGE: Duration = Duration::from_secs(10);
 
 /// Where the end of a call goes.
 pub type Done = Box<dyn FnOnce(Result<ServiceReply, Problem>) + Send>;
+/// Where any answer goes.
+type Answered = Box<dyn FnOnce(Result<Option<ServiceReply>, Problem>) + Send>;
 
 struct Request {
     until: Instant,
     from: Option<(InstanceId, Token)>,
     what: OutgoingWhat,
     /// `None`: a message.
-    done: Option<Done>,
+    done: Option<Answered>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -113,9 +117,41 @@ impl Outgoing {
             return done(Err(away()));
         }
         let what = OutgoingWhat::Call { service, request };
-        if let Err((Some(done), problem)) = self.send(from, what, until, Some(done)) {
-            done(Err(problem));
+        let answered: Answered = Box::new(|answer| {
+            let reply = answer.and_then(|reply| {
+                let message = "the coordinator's answer has no reply";
+                reply.ok_or_else(|| Problem::new(Code::Protocol, message))
+            });
+            done(reply);
+        });
+        if let Err((Some(answered), problem)) = self.send(from, what, until, Some(answered)) {
+            answered(Err(problem));
         }
+    }
+
+    /// Adds to the replica of an instance; durable at the coordinator when this returns `Ok`. After
+    /// an error it may be there or not.
+    ///
+    /// # Errors
+    /// There is no session, or the coordinator does not take it.
+    pub async fn replicate(
+        &self,
+        from: (InstanceId, Token),
+        write: ReplicaWrite,
+    ) -> Result<(), Problem> {
+        if !self.stands() {
+            let message = "there is no session with the coordinator, which has the replica";
+            return Err(Problem::new(Code::Unavailable, message));
+        }
+        let (tell, told) = oneshot::channel();
+        let answered: Answered = Box::new(|answer| drop(tell.send(answer.map(drop))));
+        let what = OutgoingWhat::Replica(write);
+        let until = Instant::now() + REPLICA;
+        if let Err((_, problem)) = self.send(Some(from), what, until, Some(answered)) {
+            return Err(problem);
+        }
+        let lost = |_| Problem::new(Code::Unavailable, "the session with the coordinator ended");
+        told.await.map_err(lost)?
     }
 
     /// Passes a message on, if it can be.
@@ -132,8 +168,8 @@ impl Outgoing {
         from: Option<(InstanceId, Token)>,
         what: OutgoingWhat,
         until: Instant,
-        done: Option<Done>,
-    ) -> Result<(), (Option<Done>, Problem)> {
+        done: Option<Answered>,
+    ) -> Result<(), (Option<Answered>, Problem)> {
         let busy = || {
             let message = format!("{IN_FLIGHT_MAX} calls and messages are under way on this node");
             Problem::new(Code::Busy, message)
@@ -176,19 +212,14 @@ fn drop_message(dropped: &AtomicU64) {
 /// One that the coordinator has not answered.
 struct Pending {
     until: Instant,
-    done: Option<Done>,
+    done: Option<Answered>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Pending {
     fn end(self, result: Result<Option<ServiceReply>, Problem>, dropped: &AtomicU64) {
         match (self.done, result) {
-            (Some(done), Ok(Some(reply))) => done(Ok(reply)),
-            (Some(done), Ok(None)) => {
-                let message = "the coordinator's answer has no reply";
-                done(Err(Problem::new(Code::Protocol, message)));
-            }
-            (Some(done), Err(problem)) => done(Err(problem)),
+            (Some(done), result) => done(result),
             (None, Ok(_)) => {}
             (None, Err(_)) => drop_message(dropped),
         }

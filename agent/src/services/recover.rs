@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hop3_common::{
     codes::Problem,
     id::InstanceId,
-    wire::{Checkpoint, Output},
+    wire::{Checkpoint, Output, changes},
 };
 use hop3_runtime::service::Image;
 use tokio::task::spawn_blocking;
@@ -217,13 +217,22 @@ pub(super) fn read_parts(
                 let image = Image::decode(&bytes).map_err(|e| e.to_string())?;
                 ((*part, image.clone()), image)
             }
-            Some((base, image)) => {
-                let image = image.apply(&bytes).map_err(|e| e.to_string())?;
-                (base, image)
-            }
+            Some((base, image)) => (base, applied(image, &bytes)?),
         });
     }
     whole.ok_or_else(|| "it has no parts".into())
+}
+
+/// The image after a part that follows the base: one change, or a replica's.
+fn applied(mut image: Image, part: &[u8]) -> Result<Image, String> {
+    let deltas = match changes::decode(part) {
+        Some(deltas) => deltas.map_err(|cut| cut.to_string())?,
+        None => vec![part],
+    };
+    for delta in deltas {
+        image = image.apply(delta).map_err(|e| e.to_string())?;
+    }
+    Ok(image)
 }
 
 #[cfg(test)]

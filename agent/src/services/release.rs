@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use hop3_common::{
-    codes::Problem,
+    codes::{Code, Problem},
     wire::{CallResult, ServiceRequest},
 };
 
@@ -83,6 +83,15 @@ impl Release {
             Self::Publish { payload, .. } => payload.len(),
             Self::Call { request, .. } => request.body.len(),
             _ => 0,
+        }
+    }
+
+    /// Does not let it out: the run has lost its right to. Whoever waits is told that the outcome
+    /// is not known; the rest is in the state, if that is still the instance's.
+    pub fn withhold(self) {
+        if let Self::Reply { to, .. } = self {
+            let message = "the lease of the instance ended before its answer could leave";
+            to(Err(Problem::new(Code::OutcomeUnknown, message)));
         }
     }
 

@@ -26,6 +26,7 @@ use super::{
     keeper::{Ended, Keeper, ORDERS_MAX, Order, Owner},
     lock,
     recover::{Recovered, recover},
+    replica::Replica,
     storage::{Policy, Storage},
     turn::Cell,
 };
@@ -35,6 +36,8 @@ use crate::{exec::convert, supervisor::core::Progress};
 const MODULE_BYTES_MAX: u64 = 256 << 20;
 /// Between tries while every worker is taken and their queue full.
 const AGAIN: Duration = Duration::from_millis(5);
+/// Between tries to begin a replica.
+const REPLICA_RETRY: Duration = Duration::from_millis(200);
 /// Between tries to begin while the disk is full.
 const DISK_RETRY: Duration = Duration::from_secs(2);
 
@@ -44,6 +47,9 @@ pub(super) struct Module {
     fetch_us: u64,
     load_us: u64,
 }
+
+/// What an instance that serves is kept by.
+type Begun<H> = (Option<Storage>, Option<Replica<H>>, ServiceFacts);
 
 /// A guest, and what its start said.
 type Made = Result<(Instance, Called), Problem>;
@@ -66,26 +72,30 @@ impl Services {
         work: &ServiceWork,
         owner: Arc<H>,
         stop: &CancellationToken,
-    ) -> Event {
+    ) -> Progress {
         owner.hear(Progress::Preparing).await;
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
         let actor = self.enter(instance, token, work, orders);
         let begun = tokio::select! {
-            begun = self.begin(&actor) => begun,
+            begun = self.begin(&actor, &owner) => begun,
             () = stop.cancelled() => {
                 self.leave(&actor).await;
-                return Event::Stopped;
+                return Progress::Finished(Event::Stopped);
             }
         };
         let event = match begun {
-            Ok((storage, facts)) => {
+            Ok((storage, replica, facts)) => {
                 owner.hear(Progress::Ready(facts)).await;
                 self.changed();
                 let blobs = self.0.blobs.clone();
-                let keeper = Keeper::new(actor.clone(), storage, blobs, owner);
+                let keeper = Keeper::new(actor.clone(), storage, replica, blobs, owner);
                 match keeper.run(wanted, stop.cancelled()).await {
                     Ended::Stopped => Event::Stopped,
                     Ended::Sealed(made) => Event::Sealed(made),
+                    Ended::Fenced => {
+                        self.leave(&actor).await;
+                        return Progress::Fenced;
+                    }
                     Ended::Lost => {
                         Event::Failed(internal("the runtime lost the guest: see the agent's log"))
                     }
@@ -94,7 +104,7 @@ impl Services {
             Err(problem) => Event::Failed(problem),
         };
         self.leave(&actor).await;
-        event
+        Progress::Finished(event)
     }
 
     /// Makes the instance known: requests are refused as not ready from now on.
@@ -117,6 +127,9 @@ impl Services {
             wheel: self.0.wheel.clone(),
             ring,
             world: Arc::new(self.clone()),
+            lease: work
+                .fence
+                .map(|ttl| self.0.leases.want(instance, token, ttl)),
         });
         let live = Live {
             actor: actor.clone(),
@@ -138,7 +151,11 @@ impl Services {
     }
 
     /// Everything before the first request.
-    async fn begin(&self, actor: &Arc<Actor>) -> Result<(Option<Storage>, ServiceFacts), Problem> {
+    async fn begin<H: Owner + 'static>(
+        &self,
+        actor: &Arc<Actor>,
+        owner: &Arc<H>,
+    ) -> Result<Begun<H>, Problem> {
         let (instance, work) = (actor.instance(), actor.work());
         self.discarded(instance).await;
         let setup = self.setup(instance, work)?;
@@ -171,8 +188,18 @@ impl Services {
             seq: image.seq(),
             schema: image.schema(),
             state_bytes: image.state_bytes(),
+            replicated: actor.is_replicated(),
         };
-        let storage = self.storage(actor, found, image).await?;
+        let mut storage = self.storage(actor, found, image.clone()).await?;
+        if let Some(lease) = &actor.parts.lease {
+            lease.held().await;
+        }
+        let replica = match &mut storage {
+            Some(storage) if actor.is_replicated() => {
+                Some(self.replica(actor, storage, &image, owner).await)
+            }
+            _ => None,
+        };
         let desk = desk(guest.image())?;
         actor.links.load(desk.lines(), Instant::now());
         let mut cell = Cell::new(guest, desk);
@@ -182,7 +209,24 @@ impl Services {
         for item in lost {
             actor.push(item);
         }
-        Ok((storage, facts))
+        Ok((storage, replica, facts))
+    }
+
+    /// Begins the replica of an instance; tries until the coordinator has it.
+    async fn replica<H: Owner + 'static>(
+        &self,
+        actor: &Arc<Actor>,
+        storage: &mut Storage,
+        image: &Image,
+        owner: &Arc<H>,
+    ) -> Replica<H> {
+        let from = (actor.instance().clone(), actor.token());
+        let mut replica = Replica::new(self.0.outgoing.clone(), from, owner.clone());
+        while let Err(problem) = replica.follow(storage, image).await {
+            tracing::info!(instance = %actor.instance(), %problem, "its replica cannot begin yet");
+            tokio::time::sleep(REPLICA_RETRY).await;
+        }
+        replica
     }
 
     /// Begins to store the instance; waits while the disk is full.

@@ -24,7 +24,7 @@ use tokio::task::spawn_blocking;
 use super::{
     ahead::Ahead,
     kept::{Kept, KeptRecord},
-    log::{self, Head, Log, LogId},
+    log::{Head, Log, LogId},
     recover::Recovered,
 };
 use crate::blobs::{Blobs, Pin};
@@ -96,15 +96,9 @@ pub(super) fn panicked(_: tokio::task::JoinError) -> Problem {
     Problem::new(Code::Internal, "a thread that stores panicked")
 }
 
-impl From<log::Error> for Problem {
-    fn from(error: log::Error) -> Self {
-        storage(error)
-    }
-}
-
 /// A checkpoint whose blobs are durable, not yet recorded.
 pub struct Prepared {
-    image: Image,
+    pub(super) image: Image,
     parts: Vec<Output>,
     pins: Vec<Pin>,
     base: (Output, Image),
@@ -265,11 +259,26 @@ impl Storage {
         prepare(blobs, image, Some(base), self.changes)
     }
 
+    /// A checkpoint of `image`, which is on the disk: the newest one, or a new one.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn checkpoint(&mut self, image: &Image) -> Result<Checkpoint, Problem> {
+        if let Some(newest) = self.newest().filter(|_| image.is(&self.last)) {
+            return Ok(newest);
+        }
+        let prepared = self.prepare(image.clone()).await?;
+        self.adopt(prepared).await
+    }
+
     /// Makes a change durable.
     ///
     /// # Errors
     /// In words; then nothing of it counts, and it may be tried again.
     pub async fn append(&mut self, image: Image) -> Result<(), Problem> {
+        if image.is(&self.last) {
+            return Ok(());
+        }
         let Some(mut log) = self.log.take().filter(|log| !log.is_broken()) else {
             // Without a usable log a checkpoint does.
             let prepared = self.prepare(image).await?;

@@ -166,6 +166,8 @@ impl Session {
         let mut facts = self.options.facts.clone();
         facts.mark_unchanged();
         let mut out = BytesMut::new();
+        let leases = self.options.exec.services().leases().clone();
+        leases.session();
         match supervisor.inventory().await {
             Ok(held) => queue(&mut out, &Up::Inventory(held)),
             Err(ended) => return End::lost(ended),
@@ -201,6 +203,11 @@ impl Session {
                 }
                 instance = self.options.exec.prefetched() => {
                     queue(&mut out, &Up::Fetched { instance });
+                }
+                () = leases.due() => {
+                    if let Some(request) = leases.request() {
+                        queue(&mut out, &request);
+                    }
                 }
                 () = self.renewal_due() => {
                     if let Some(renew) = self.renew() {
@@ -247,6 +254,11 @@ impl Session {
             }
             Down::Fetch { instance, work } => {
                 self.options.exec.prefetch(instance, *work);
+                Ok(())
+            }
+            Down::Leases { number, runs } => {
+                let leases = self.options.exec.services().leases();
+                leases.granted(number, runs);
                 Ok(())
             }
             Down::Telemetry {

@@ -175,6 +175,8 @@ pub enum Progress {
     Checkpointed(Checkpoint),
     /// It could not be sealed, and goes on.
     NotSealed(Problem),
+    /// The run is over because its lease ended: another may follow.
+    Fenced,
     /// The run is over. Nothing follows from this run but `Delivered`.
     Finished(Event),
     /// Its outputs are at the coordinator, or never will be.
@@ -492,6 +494,17 @@ impl Core {
             Progress::NotSealed(why) if current => {
                 instance.sealing = false;
                 actions.push(report(id, token, now, Event::NotSealed(why)));
+            }
+            Progress::Fenced => {
+                instance.live = None;
+                let ordered = instance.stopping && token.epoch == instance.ledger.epoch_max;
+                if instance.forgotten {
+                    self.bury(id, actions);
+                } else if ordered {
+                    self.end(id, Event::Stopped, now, actions);
+                } else {
+                    self.start(id, now, actions);
+                }
             }
             Progress::Finished(event) => {
                 instance.live = None;

@@ -53,6 +53,7 @@ fn service() -> Work {
         state: State::Single,
         key: KeyFrom::default(),
         durability: Durability::Node,
+        fence: None,
         checkpoint_every: Millis(0),
         checkpoint_keep: 1,
         env: BTreeMap::new(),
@@ -84,6 +85,7 @@ fn ready() -> Progress {
         seq: 0,
         schema: 1,
         state_bytes: 0,
+        replicated: false,
     })
 }
 

@@ -31,6 +31,12 @@ pub struct ServiceInstanceView {
     pub facts: Option<ServiceFacts>,
     /// The newest checkpoint that the coordinator has.
     pub checkpoint: Option<Checkpoint>,
+    /// The replica of its changes, where they are replicated.
+    pub replica: Option<ReplicaView>,
+    /// Owners that were replaced unheard, newest first.
+    pub branches: Vec<BranchView>,
+    /// What would happen if its node died now.
+    pub if_lost: Option<String>,
 }
 
 /// A service.
@@ -68,6 +74,58 @@ pub struct MigrateRequest {
     /// Where to; the scheduler chooses if it is left out.
     #[serde(default)]
     pub to: Option<NodeId>,
+}
+
+/// `POST /v1/services/{name}/takeover`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TakeOverRequest {
+    /// Which replica or shard; may be left out where there is one.
+    #[serde(default)]
+    pub index: Option<u32>,
+    /// Where to; the scheduler chooses if it is left out.
+    #[serde(default)]
+    pub to: Option<NodeId>,
+    /// What only the old owner has is given up. Without it the answer says what that is.
+    #[serde(default)]
+    pub accept_loss: bool,
+}
+
+/// An instance that was taken over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TakeOverView {
+    /// Which.
+    pub instance: InstanceId,
+    /// From whom.
+    pub from: NodeId,
+    /// Where it goes on.
+    pub to: NodeId,
+    /// What is lost, in words.
+    pub lost: String,
+}
+
+/// How far the replica of an instance's changes is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaView {
+    /// Changes of the instance that it contains.
+    pub seq: u64,
+    /// When the last one came, on the coordinator's clock; after its restart, when it started.
+    pub at: UnixMs,
+    /// Changes that are not in its checkpoint.
+    pub changes: u64,
+    /// Length of its log, bytes.
+    pub bytes: u64,
+}
+
+/// What an owner that was replaced unheard had accepted by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BranchView {
+    /// Which node.
+    pub node: NodeId,
+    /// When it was replaced.
+    pub at: UnixMs,
+    /// Its state: artifacts that are kept, never merged. None until it comes back.
+    pub state: Option<Checkpoint>,
 }
 
 /// `PATCH /v1/services/{name}`.

@@ -106,6 +106,25 @@ impl<K: Ord + Clone> Leases<K> {
         before.max(since)
     }
 
+    /// Nobody takes the instance over before `until`, whether or not a lease is asked for: its owner
+    /// is new.
+    pub fn expect(&mut self, key: &K, until: BootMs) {
+        let granted = self.granted.entry(key.clone());
+        let granted = granted.or_insert(Granted { until });
+        granted.until = granted.until.max(until);
+    }
+
+    /// Grants no more for epochs up to `epoch`, if nobody can hold a lease on them any more: somebody
+    /// else may own it then. `ttl_ms` as for [`over`](Self::over).
+    #[must_use]
+    pub fn take(&mut self, key: &K, epoch: Epoch, ttl_ms: u64, now: BootMs) -> bool {
+        let over = self.over(key, ttl_ms) <= now;
+        if over {
+            self.bar(key, epoch);
+        }
+        over
+    }
+
     /// Grants no more for epochs up to `epoch`: somebody else is about to own it.
     pub fn bar(&mut self, key: &K, epoch: Epoch) {
         let bar = self.barred.entry(key.clone()).or_insert(epoch);

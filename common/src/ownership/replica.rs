@@ -5,6 +5,7 @@
 //! Pure: what a step accepts must be durable before it is answered.
 
 use super::{Position, Token};
+use crate::codes::{Code, Problem};
 
 /// Where a replica stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +32,12 @@ pub enum ReplicaRefusal {
         /// The one that came.
         got: u64,
     },
+}
+
+impl From<ReplicaRefusal> for Problem {
+    fn from(refusal: ReplicaRefusal) -> Self {
+        Self::new(Code::NotHere, refusal.to_string())
+    }
 }
 
 impl Replica {
@@ -116,7 +123,10 @@ mod tests {
             first.change(at(1, 2, 0).token, 6).is_err(),
             "it begins first"
         );
-        assert!(Replica::begin(Some(&more), at(1, 2, 5)).is_err(), "less than it has");
+        assert!(
+            Replica::begin(Some(&more), at(1, 2, 5)).is_err(),
+            "less than it has"
+        );
         let second = Replica::begin(Some(&more), at(1, 2, 6)).unwrap();
         assert!(Replica::begin(Some(&second), at(1, 1, 9)).is_err());
         assert!(

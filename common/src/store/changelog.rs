@@ -21,6 +21,8 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::codes::{Code, Problem};
+
 use super::{
     Cipher,
     crypt::SEAL_OVERHEAD_BYTES,
@@ -98,6 +100,12 @@ impl Error {
                 source,
             },
         }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self::new(Code::Storage, error.to_string())
     }
 }
 
@@ -349,6 +357,11 @@ impl Log {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.end
+    }
+
+    /// Its file was renamed.
+    pub fn renamed(&mut self, path: &Path) {
+        self.path = path.into();
     }
 
     /// Its file.

@@ -70,13 +70,6 @@ pub enum StreamHeader {
     },
     /// [`Outgoing`](super::Outgoing) and [`OutgoingReply`](super::OutgoingReply) frames.
     Outgoing,
-    /// [`ReplicaUp`](super::ReplicaUp) and [`ReplicaDown`](super::ReplicaDown) frames.
-    Replica {
-        /// Of which instance.
-        instance: InstanceId,
-        /// The run that writes.
-        token: Token,
-    },
 }
 
 /// Answer to `BlobGet` and `BlobPut`.

@@ -19,6 +19,7 @@
 //! Messages are append-only: a shipped variant or field never changes; new ones come last.
 
 pub mod attach;
+pub mod changes;
 pub mod frame;
 #[cfg(test)]
 mod golden;

@@ -109,10 +109,9 @@ impl Checkpoint {
     }
 }
 
-/// From agent to coordinator on a stream of [`StreamHeader::Replica`](super::StreamHeader): what
-/// changed in an instance, so that it can go on elsewhere.
+/// What a run adds to the replica of its instance at the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ReplicaUp {
+pub enum ReplicaWrite {
     /// The replica begins anew: with this checkpoint, whose parts are at the coordinator, and what
     /// changed since.
     Base {
@@ -134,19 +133,10 @@ pub struct ReplicaChange {
     pub delta: Bytes,
 }
 
-/// Answers every [`ReplicaUp`], in order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ReplicaDown {
-    /// It is durable.
-    Kept,
-    /// It is not, and the stream is over.
-    Refused(Problem),
-}
-
-/// Largest change in a frame, bytes; a larger one goes as a checkpoint.
-pub const REPLICA_CHANGE_BYTES_MAX: usize = 8 << 20;
-/// Largest frame of a replica's stream.
-pub const REPLICA_FRAME_MAX: usize = REPLICA_CHANGE_BYTES_MAX + (64 << 10);
+/// Runs in one request for leases.
+pub const LEASES_MAX: usize = 1_024;
+/// Largest change that travels by itself, bytes; a larger one goes as a checkpoint.
+pub const REPLICA_CHANGE_BYTES_MAX: usize = 4 << 20;
 
 /// What an instance says when it serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -163,6 +153,8 @@ pub struct ServiceFacts {
     pub schema: u32,
     /// Bytes of its state.
     pub state_bytes: u64,
+    /// What it acknowledges is at the coordinator too.
+    pub replicated: bool,
 }
 
 /// A request as its instance sees it.
@@ -233,9 +225,12 @@ pub enum OutgoingWhat {
     },
     /// Publish to every subscriber that is not on the asking node: those got it already.
     Publish(TopicMessage),
+    /// Keep what changed in the asking instance: durable when it is answered.
+    Replica(ReplicaWrite),
 }
 
-/// Answers an [`Outgoing`]: the reply of a call; for a message that it was passed on.
+/// Answers an [`Outgoing`]: the reply of a call; for a message that it was passed on, for a change
+/// that it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutgoingReply {
     /// Its id.

@@ -205,6 +205,9 @@ pub enum ServiceCommand {
     },
     /// Move an instance to another node, with its state.
     Migrate(ServiceMigrate),
+    /// Give an instance to another node although its owner cannot be reached: what only the owner
+    /// has is lost to it.
+    Takeover(ServiceTakeOver),
 }
 
 /// `hop3 service invoke`.
@@ -246,6 +249,22 @@ pub struct ServiceMigrate {
     /// Give up a move that is under way.
     #[arg(long, conflicts_with_all = ["to", "watch"])]
     pub abort: bool,
+}
+
+/// `hop3 service takeover`.
+#[derive(Debug, Args)]
+pub struct ServiceTakeOver {
+    /// Its name.
+    pub name: ServiceName,
+    /// Which replica or shard; may be left out where there is one.
+    #[arg(long)]
+    pub index: Option<u32>,
+    /// Where to; the scheduler chooses if it is left out.
+    #[arg(long)]
+    pub to: Option<NodeId>,
+    /// Do it; without this it only says what would be lost.
+    #[arg(long)]
+    pub accept_loss: bool,
 }
 
 /// `NAME=REPLICAS`.

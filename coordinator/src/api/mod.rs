@@ -86,6 +86,7 @@ fn routes() -> OpenApiRouter<Shared> {
             services::remove
         ))
         .routes(routes!(services::migrate, services::abort))
+        .routes(routes!(services::take_over))
         .routes(routes!(services::checkpoint))
         .routes(routes!(services::logs))
         .routes(routes!(services::moves))

@@ -8,7 +8,10 @@ use axum::{
     response::IntoResponse as _,
 };
 use hop3_common::{
-    api::{MigrateRequest, MoveView, ProblemDetails, ScaleRequest, ServiceView},
+    api::{
+        MigrateRequest, MoveView, ProblemDetails, ScaleRequest, ServiceView, TakeOverRequest,
+        TakeOverView,
+    },
     codes::Code,
     id::ServiceName,
     spec::ServiceSpec,
@@ -114,6 +117,21 @@ pub(super) async fn migrate(
     let request: MigrateRequest = json(&body, "")?;
     let begun = core.migrate_service(&name, request).await?;
     Ok((StatusCode::ACCEPTED, Json(begun)))
+}
+
+/// Gives an instance to another node although its owner, which alone has its newest state, cannot
+/// be reached.
+#[utoipa::path(post, path = "/v1/services/{name}/takeover", tag = "services",
+    params(("name" = String, Path)), request_body = TakeOverRequest,
+    responses((status = 200, body = TakeOverView), (status = 409, body = ProblemDetails)))]
+pub(super) async fn take_over(
+    State(core): State<Shared>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Answer<Json<TakeOverView>> {
+    let name: ServiceName = parse("name", &name)?;
+    let request: TakeOverRequest = json(&body, "")?;
+    Ok(Json(core.take_over_service(&name, request).await?))
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,7 @@ use std::{pin::pin, sync::Arc, time::Instant};
 
 use futures_util::FutureExt;
 use hop3_common::wire::{
-    Down, INVENTORY_MAX, Report, Up, close, frame,
+    Down, INVENTORY_MAX, LEASES_MAX, Report, Up, close, frame,
     io::{self, FrameReader},
 };
 use quinn::{RecvStream, SendStream};
@@ -31,6 +31,10 @@ const ACK_BURST_MAX: u32 = 64;
 const STATEMENTS_PER_S: u32 = 1;
 /// Of them, at once after a quiet time.
 const STATEMENTS_BURST: u32 = 32;
+/// Requests for leases per second: four in the shortest lease, one more with each run.
+const LEASES_PER_S: u32 = 20;
+/// Of them, at once: a node that starts wants many.
+const LEASES_BURST: u32 = 2_000;
 /// Longest reason for leaving that is kept, in characters.
 const REASON_CHARS_MAX: usize = 200;
 
@@ -79,6 +83,7 @@ pub(super) async fn act(
         acked,
         ack_due: 0,
         statements,
+        leases: TokenBucket::new(LEASES_PER_S, LEASES_BURST, Instant::now()),
     };
     let mut reading = pin!(actor.read(reader));
     let end = tokio::select! {
@@ -137,6 +142,7 @@ struct Actor<'a> {
     /// Durable reports that are not acknowledged.
     ack_due: u32,
     statements: TokenBucket,
+    leases: TokenBucket,
 }
 
 impl Actor<'_> {
@@ -187,6 +193,7 @@ impl Actor<'_> {
         match up {
             Up::Inventory(held) => brain.inventory(self.link, held).await,
             Up::Facts(facts) => brain.facts(self.link, facts).await,
+            Up::Leases { number, runs } => brain.leases(self.link, number, runs).await,
             Up::Fetched { instance } => brain.fetched(self.link.node(), &instance).await,
             Up::Renew { csr_der } => self.renew(&csr_der).await,
             Up::Leaving { reason } => {
@@ -208,6 +215,16 @@ impl Actor<'_> {
                 return Err(End::Breach(Breach(why)));
             }
             Up::Inventory(_) => {}
+            Up::Leases { runs, .. } if runs.len() > LEASES_MAX => {
+                let why = format!("{} leases at once, at most {LEASES_MAX}", runs.len());
+                return Err(End::Breach(Breach(why)));
+            }
+            Up::Leases { .. } => {
+                if self.leases.take(Instant::now()) {
+                    return Ok(());
+                }
+                return Err(End::Close(close::BUSY, "leases too often".into()));
+            }
             _ if len > SMALL_FRAME_MAX => {
                 let error = frame::Error::TooLarge {
                     len,

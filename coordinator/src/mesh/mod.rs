@@ -48,6 +48,7 @@ use hop3_common::{
         PeerIdentity,
         enroll::{EnrollReply, EnrollRequest},
     },
+    ownership::Token,
     wire::{Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample},
 };
 
@@ -118,6 +119,9 @@ pub trait Brain: Send + Sync + 'static {
 
     /// `node` was sent a blob to its last byte.
     async fn fetched(&self, node: &NodeId, instance: &InstanceId);
+
+    /// Fenced runs of the node that want to go on, at most `LEASES_MAX`.
+    async fn leases(&self, link: &NodeLink, number: u64, runs: Vec<(InstanceId, Token)>);
 
     /// What an instance of the node (or a client of its gateway) asks of the mesh. May wait for
     /// other nodes, within the deadline asked for; may be dropped.

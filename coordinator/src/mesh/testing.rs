@@ -19,6 +19,7 @@ use hop3_common::{
         enroll::{EnrollReply, EnrollRequest},
         tls::{TlsTime, enroll_client, mesh_client, mesh_server},
     },
+    ownership::Token,
     store::MasterKey,
     wire::{
         CONTROL_FRAME_MAX, COORDINATOR_NAME, Down, HEADER_FRAME_MAX, Held, Hello, NodeFacts,
@@ -171,6 +172,8 @@ impl Brain for FakeBrain {
         })
     }
 
+    async fn leases(&self, _: &NodeLink, _: u64, _: Vec<(InstanceId, Token)>) {}
+
     async fn inventory(&self, link: &NodeLink, held: Vec<Held>) {
         self.seen
             .lock()
@@ -228,7 +231,7 @@ impl Brain for FakeBrain {
                 body: request.body,
                 stream: None,
             })),
-            OutgoingWhat::Publish(_) => Ok(None),
+            OutgoingWhat::Publish(_) | OutgoingWhat::Replica(_) => Ok(None),
         }
     }
 

@@ -20,7 +20,7 @@ use hop3_common::{
     api::ArtifactKind,
     id::{Digest, InstanceId, MeshId, ModelName, NodeId, ServiceName, TaskId, UnixMs},
     identity::{KeyHash, TokenRecord},
-    ownership::{Epoch, Ownership, Token},
+    ownership::{Epoch, Ownership},
     spec::{Labels, Millis, ModelSpec, ServiceSpec, TaskSpec, Tier},
     store::Record,
     tensor::TensorSpec,

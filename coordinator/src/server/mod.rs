@@ -28,6 +28,7 @@ use crate::{
     config::{Advertised, Config},
     mesh::{self, Mesh},
     records::Records,
+    services::Replicas,
 };
 
 /// Life of the coordinator's own certificates: new at each start, and renewed while it runs, all of
@@ -46,7 +47,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let began = Instant::now();
-    let (records, blobs, reset_key) = open(&config).await?;
+    let (records, blobs, replicas, reset_key) = open(&config).await?;
     let first = first::start(&records, &config).await?;
     let settings = Settings {
         lost_after_ms: config.lost_after_ms,
@@ -70,7 +71,7 @@ pub async fn run(
     // One certificate for API and gateway, renewed for both at once.
     let api_tls = RustlsConfig::from_config(Arc::new(own.api_tls(&first.ca)?));
     let mesh_tls = own.mesh_tls(&first.ca)?;
-    let core = Core::open(records, blobs, first.ca, settings).await?;
+    let core = Core::open(records, blobs, replicas, first.ca, settings).await?;
     let mut options = mesh::Options::new(config.mesh_listen, mesh_tls);
     options.reset_key = Some(reset_key);
     let mesh = Mesh::bind(options, core.clone())?;
@@ -147,7 +148,7 @@ pub async fn reset(config: &Config) -> Result<std::path::PathBuf> {
 }
 
 /// Records, blobs, and the key of the mesh's stateless resets.
-async fn open(config: &Config) -> Result<(Records, Arc<BlobStore>, [u8; 32])> {
+async fn open(config: &Config) -> Result<(Records, Arc<BlobStore>, Replicas, [u8; 32])> {
     let (dir, key_file) = (config.data_dir.clone(), config.key_file.clone());
     let opened = tokio::task::spawn_blocking(move || {
         let key = MasterKey::load_or_create(&key_file)?;
@@ -158,8 +159,10 @@ async fn open(config: &Config) -> Result<(Records, Arc<BlobStore>, [u8; 32])> {
         let (store, recovery) = LocalStore::open(&dir.join("store"), &key, options)?;
         let blobs = BlobStore::open(&dir.join("blobs"), &key)?;
         tracing::info!(revision = %recovery.revision, index = ?recovery.index, "store opened");
+        let replicas = Replicas::open(&dir.join("replicas"), &key)?;
         let reset_key = *key.subkey(Purpose::MeshReset);
-        anyhow::Ok((Records::new(Arc::new(store)), Arc::new(blobs), reset_key))
+        let records = Records::new(Arc::new(store));
+        anyhow::Ok((records, Arc::new(blobs), replicas, reset_key))
     });
     opened
         .await

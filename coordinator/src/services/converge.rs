@@ -8,7 +8,7 @@ use hop3_common::{
 };
 
 use super::{
-    SERVICES_MAX, moves, place,
+    SERVICES_MAX, failover, leases, moves, place,
     plan::{self, Instance, Moving, Need, Where},
     routes,
     table::{self, Copying, Service, Serving},
@@ -132,10 +132,13 @@ fn facts(core: &Core, service: &Service, index: usize, now: UnixMs) -> Instance 
             _ => Moving::Starting,
         }
     });
+    let fenced = service.record.spec.fence().is_some() && record.fence.is_some();
     Instance {
         at: whereabouts(core, record.own.owner.as_ref()),
         tied: record.tied && service.record.spec.stateful(),
         stateful: service.record.spec.stateful(),
+        fenced,
+        lapsed: fenced && !record.tied && leases::over(core, &service.id(index), record),
         current: record.revision == service.record.revision,
         leaves: draining && !service.pinned(),
         ready: serving.as_ref().is_some_and(|serving| serving.ready),
@@ -259,6 +262,12 @@ async fn step(core: &Core, name: &ServiceName) -> Result<bool, Problem> {
     let now = UnixMs::now();
     let facts = facts_of(core, &service, now);
     for (index, need) in plan::needs(service.wanted(), &facts) {
+        if need == Need::FailOver {
+            if failover::fail_over(core, &service, index, now).await? {
+                return Ok(true);
+            }
+            continue;
+        }
         let mut next = (*service).clone();
         while next.instances.len() <= index {
             let floor = next.record.floor;
@@ -279,13 +288,17 @@ async fn step(core: &Core, name: &ServiceName) -> Result<bool, Problem> {
 /// Commits a change of one instance and shows it; promises of room follow.
 pub(super) async fn carry_out(
     core: &Core,
-    next: Service,
+    mut next: Service,
     index: usize,
     before: &ServiceInstanceRecord,
     decision: Decision,
     now: UnixMs,
 ) -> Result<(), Problem> {
     let id = next.id(index);
+    let fence = next.record.spec.fence();
+    // It is in the record before it is granted.
+    let record = &mut next.instances[index];
+    record.fence = record.fence.max(fence);
     let after = next.instances[index].clone();
     let committed = async {
         let mut batch = Batch::new().put(&instance_key(&next, index), &after)?;
@@ -303,7 +316,11 @@ pub(super) async fn carry_out(
     if after.own.epoch != before.own.epoch || after.own.owner != before.own.owner {
         let mut live = core.services.live();
         let serving = Serving::starting(after.own.epoch, live.get(&id));
-        live.insert(id, serving);
+        live.insert(id.clone(), serving);
+        drop(live);
+        if let Some(ttl) = fence {
+            leases::expect(core, &id, ttl);
+        }
     }
     core.services.show(next);
     Ok(())
@@ -347,7 +364,7 @@ pub(super) fn settle(
     if let Some(serving) = core.services.live().get_mut(&id) {
         match need {
             Need::Seal => serving.copy.sealing = Some(std::time::Instant::now()),
-            Need::Abort | Need::Replace => serving.copy = Copying::default(),
+            Need::Abort | Need::Replace | Need::FailOver => serving.copy = Copying::default(),
             _ => {}
         }
     }
@@ -406,6 +423,8 @@ fn change(
                 }
             }
         }
+        // It takes the replica's end first.
+        Need::FailOver => None,
         Need::Renew => Some(renew(core, service, index)?),
         Need::Place | Need::Replace | Need::Retry => assign(core, service, index, need, now),
     }
@@ -461,9 +480,9 @@ fn assign(
     let failures = serving.as_ref().map_or(0, |serving| serving.failures);
     let failed_on = serving.and_then(|serving| serving.failed_on);
     // With its state there, only there; after a move first there once more.
-    let same = need == Need::Retry
-        && stateful
-        && (record.tied || (record.moving.is_some() && failures <= 1));
+    let tied = record.tied || record.fence.is_some();
+    let same =
+        need == Need::Retry && stateful && (tied || (record.moving.is_some() && failures <= 1));
     let only = owner.as_ref().filter(|_| same);
     let avoid = failed_on.as_ref().filter(|_| need == Need::Retry && !same);
     let mut placed = place::place(core, service, index, avoid, only).ok()?;
@@ -472,7 +491,7 @@ fn assign(
         placed = place::place(core, service, index, None, None).ok()?;
     }
     let (placement, mut node) = placed;
-    if node.is_none() && record.tied && same {
+    if node.is_none() && tied && same {
         // It is there, whatever the filters say now.
         node = owner.clone().inspect(|node| {
             let amount = place::amount(service);

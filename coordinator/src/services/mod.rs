@@ -14,25 +14,33 @@
 //! - A move holds no state outside its record: whoever starts over reads it and goes on.
 
 mod converge;
+mod failover;
+mod leases;
 mod moves;
 mod outgoing;
 mod place;
 mod plan;
+mod replicas;
 mod reports;
 mod routes;
 mod swap;
 mod table;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod verbs;
 mod view;
 
 pub(crate) use converge::{converge_all, refresh_node, reserve_all, sweep};
+pub(crate) use failover::fail_over_due;
+pub(crate) use leases::leases;
 pub(crate) use moves::{abort, checkpoint, fetched, migrate};
 pub(crate) use outgoing::outgoing;
+pub use replicas::Replicas;
 pub(crate) use reports::{held_newer, node_back, reported};
 pub(crate) use routes::{ServiceRouter, logs};
 pub(crate) use table::{Services, artifacts_used, checkpoint_blobs, desired, floor_of, work};
+pub(crate) use takeover::take_over;
 pub(crate) use verbs::{apply, remove, scale};
 pub(crate) use view::{explain, moves as moves_view, staying_on, view, views};
 

@@ -50,6 +50,7 @@ pub(crate) async fn outgoing(
     asked: Outgoing,
 ) -> Result<Option<ServiceReply>, Problem> {
     let deadline = Duration::from_millis(u64::from(asked.deadline_ms));
+    let token = asked.from.as_ref().map(|(_, token)| *token);
     let from = match asked.from {
         Some((instance, token)) => Some((owner(core, node, &instance, token)?, instance)),
         None => None,
@@ -80,6 +81,14 @@ pub(crate) async fn outgoing(
                 return Err(Problem::new(Code::Forbidden, message));
             }
             publish(core, node, &message);
+            Ok(None)
+        }
+        OutgoingWhat::Replica(write) => {
+            let Some(((_, instance), token)) = from.zip(token) else {
+                let message = "only instances have replicas";
+                return Err(Problem::new(Code::Forbidden, message));
+            };
+            super::failover::replicate(core, instance, token, write).await?;
             Ok(None)
         }
     }

@@ -28,6 +28,19 @@ pub(super) fn amount(service: &Service) -> Allocation {
     scheduler::service_request(&service.record.spec, BTreeMap::new(), None).1
 }
 
+/// Where the instance would go if `owner` were gone. Nothing is promised.
+pub(super) fn preview(
+    core: &Core,
+    service: &Service,
+    index: usize,
+    owner: &NodeId,
+) -> Option<NodeId> {
+    let (_, node) = place(core, service, index, Some(owner), None).ok()?;
+    let node = node?;
+    core.nodes.ledger().release(&node, &service.id(index));
+    Some(node)
+}
+
 /// Chooses a node for the instance and promises it the room, if one fits. `only`: there or nowhere.
 pub(super) fn place(
     core: &Core,

@@ -43,6 +43,10 @@ pub(super) struct Instance {
     pub(super) tied: bool,
     /// It has state at all.
     pub(super) stateful: bool,
+    /// It runs only with a lease.
+    pub(super) fenced: bool,
+    /// Nobody can hold that lease any more.
+    pub(super) lapsed: bool,
     /// It follows the newest revision.
     pub(super) current: bool,
     /// Its node is being emptied, and nothing ties it there.
@@ -64,6 +68,8 @@ pub(super) enum Need {
     Place,
     /// Place it anew: its node is lost, or was removed.
     Replace,
+    /// Go on elsewhere: the lease of its owner is over.
+    FailOver,
     /// Try it again: it failed.
     Retry,
     /// Renew it for a newer revision, where it is.
@@ -121,6 +127,12 @@ pub(super) fn needs(wanted: usize, instances: &[Instance]) -> Vec<(usize, Need)>
 fn urgent_need(instance: &Instance) -> Option<Need> {
     match (instance.at, instance.moving) {
         (Where::Nowhere, _) => Some(Need::Place),
+        // What failed on a node that answers is tried again there.
+        (at, _) if instance.lapsed && !(at == Where::Here && instance.failed) => {
+            Some(Need::FailOver)
+        }
+        // Nobody knows yet that it has stopped.
+        (Where::Removed, _) if instance.fenced => None,
         (Where::Removed, _) => Some(Need::Replace),
         (Where::Lost, _) if !instance.stateful => Some(Need::Replace),
         (_, Some(Moving::Copying { vain: true, .. } | Moving::Sealing { vain: true })) => {
@@ -130,7 +142,9 @@ fn urgent_need(instance: &Instance) -> Option<Need> {
         (_, Some(Moving::Copying { .. } | Moving::Sealing { .. })) => None,
         // Failed where its state is: only there can it be tried again.
         (Where::Here, _) if instance.retry => Some(Need::Retry),
-        (Where::Away | Where::Lost, _) if instance.retry && !instance.tied => Some(Need::Retry),
+        (Where::Away | Where::Lost, _) if instance.retry && !instance.tied && !instance.fenced => {
+            Some(Need::Retry)
+        }
         _ => None,
     }
 }

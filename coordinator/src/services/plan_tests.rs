@@ -7,6 +7,8 @@ const READY: Instance = Instance {
     at: Where::Here,
     tied: true,
     stateful: true,
+    fenced: false,
+    lapsed: false,
     current: true,
     leaves: false,
     ready: true,
@@ -17,6 +19,49 @@ const READY: Instance = Instance {
 
 fn first(wanted: usize, instances: &[Instance]) -> Option<(usize, Need)> {
     needs(wanted, instances).first().copied()
+}
+
+#[test]
+fn a_fenced_one_goes_on_elsewhere_when_its_lease_is_over() {
+    let held = Instance {
+        fenced: true,
+        tied: false,
+        ..READY
+    };
+    for at in [Where::Here, Where::Away, Where::Lost, Where::Removed] {
+        let held = Instance { at, ..held };
+        assert_eq!(first(1, &[held]), None, "{at:?}: it may still run");
+        let lapsed = Instance {
+            lapsed: true,
+            ..held
+        };
+        assert_eq!(first(1, &[lapsed]), Some((0, Need::FailOver)), "{at:?}");
+        let moving = Some(Moving::Sealing { vain: false });
+        let lapsed = Instance { moving, ..lapsed };
+        assert_eq!(first(1, &[lapsed]), Some((0, Need::FailOver)), "{at:?}");
+    }
+    let failed = Instance {
+        ready: false,
+        failed: true,
+        retry: true,
+        lapsed: true,
+        ..held
+    };
+    assert_eq!(
+        first(1, &[failed]),
+        Some((0, Need::Retry)),
+        "it is tried there"
+    );
+    let away = Instance {
+        at: Where::Away,
+        lapsed: false,
+        ..failed
+    };
+    assert_eq!(
+        first(1, &[away]),
+        None,
+        "not elsewhere before its lease is over"
+    );
 }
 
 #[test]
@@ -148,12 +193,14 @@ fn instance() -> impl Strategy<Value = Instance> {
         1 => any::<bool>().prop_map(|vain| Some(Moving::Sealing { vain })),
         1 => Just(Some(Moving::Starting)),
     ];
-    (at, moving, any::<[bool; 5]>()).prop_map(|(at, moving, bits)| {
-        let [current, leaves, failed, tied, stateful] = bits;
+    (at, moving, any::<[bool; 7]>()).prop_map(|(at, moving, bits)| {
+        let [current, leaves, failed, tied, stateful, fenced, lapsed] = bits;
         let placed = at != Where::Nowhere;
         Instance {
             at,
             tied: tied && stateful,
+            fenced: fenced && stateful,
+            lapsed: lapsed && fenced && stateful && !tied && placed,
             stateful,
             current: current && placed,
             leaves: leaves && at == Where::Here,
@@ -175,6 +222,8 @@ fn carried(before: Instance, need: Need) -> Instance {
         ready: false,
         failed: false,
         retry: false,
+        // A new owner gets time to ask for its lease.
+        lapsed: false,
         moving: None,
         ..before
     };
@@ -183,6 +232,7 @@ fn carried(before: Instance, need: Need) -> Instance {
             at: Where::Nowhere,
             ..fresh
         },
+        Need::FailOver => fresh,
         Need::Place | Need::Replace | Need::Retry => Instance {
             moving: before
                 .moving
@@ -235,6 +285,8 @@ fn elapse(i: &mut Instance) {
         _ => {}
     }
     i.retry = i.failed;
+    // Who answers renews its lease.
+    i.lapsed = i.fenced && !i.tied && !matches!(i.at, Where::Here | Where::Nowhere);
     if i.at == Where::Here && !i.failed {
         let before_swap = matches!(
             i.moving,

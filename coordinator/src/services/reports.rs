@@ -16,6 +16,7 @@ use super::{
     plan::backoff_ms,
     swap::Outcome,
     table::{Copying, Service, Serving},
+    takeover,
 };
 use crate::{
     Core, artifacts,
@@ -43,10 +44,19 @@ pub(crate) async fn reported(
         let newest = service.instance(index);
         newest.is_some_and(|newest| newest.own.hears(&node.id, report.token))
     });
-    let Some(service) = heard else {
-        // Of a run that is over, or of a service that is gone: nothing to learn.
+    let Some(heard) = heard else {
+        // Of a run that is over, or of a service that is gone: nothing to learn, unless its owner
+        // was replaced unheard.
+        let batch = match &service {
+            Some(of) => {
+                let (token, event) = (report.token, &report.event);
+                takeover::deposed(core, node, of, index, token, event, batch).await?
+            }
+            None => batch,
+        };
         return core.records.commit(batch).await;
     };
+    let service = heard;
     let now = UnixMs::now();
     let taken = take(core, node, service, index, report, batch, now).await?;
     drop(lock);

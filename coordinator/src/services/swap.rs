@@ -60,7 +60,7 @@ impl ServiceInstanceRecord {
     ) -> Outcome {
         self.own.heard(token);
         match event {
-            Event::ServiceReady(_) => self.ready(now),
+            Event::ServiceReady(facts) => self.ready(facts.replicated, now),
             Event::Checkpointed(checkpoint) => self.checkpointed(checkpoint),
             Event::Sealed(checkpoint) => self.sealed(checkpoint, revision, now),
             Event::NotSealed(problem) => {
@@ -81,9 +81,9 @@ impl ServiceInstanceRecord {
         self.phase = InstancePhase::Assigned;
     }
 
-    fn ready(&mut self, now: UnixMs) -> Outcome {
+    fn ready(&mut self, replicated: bool, now: UnixMs) -> Outcome {
         self.phase = InstancePhase::Running;
-        self.tied = true;
+        self.tied = !replicated;
         let arrived = |moving: &mut MoveRecord| moving.stage == MoveStage::Starting;
         let moved = self.moving.take_if(arrived).map(|mut moving| {
             let back = self.own.owner.as_ref() == Some(&moving.from);

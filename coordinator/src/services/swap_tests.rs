@@ -70,9 +70,9 @@ impl World {
 
     /// The order that follows from the record reaches its owner.
     fn assign(&mut self) {
-        let epoch = self.record.epoch.0;
+        let epoch = self.record.own.epoch.0;
         let restore = self.record.checkpoint.as_ref().map_or(0, |cp| cp.seq);
-        let owner = self.record.node.clone().unwrap();
+        let owner = self.record.own.owner.clone().unwrap();
         let agent = self.agents.get_mut(&owner).unwrap();
         if epoch > agent.epoch_max {
             agent.epoch_max = epoch;
@@ -86,13 +86,14 @@ impl World {
                 seq: agent.kept,
                 schema: 1,
                 state_bytes: 0,
+                replicated: false,
             };
             agent.outbox.push((run(epoch), Event::ServiceReady(facts)));
         }
     }
 
     fn begin_move(&mut self) {
-        let from = self.record.node.clone().unwrap();
+        let from = self.record.own.owner.clone().unwrap();
         let to = if from == node("a") { "b" } else { "a" };
         if self.record.moving.is_none() && self.record.phase == InstancePhase::Running {
             self.record.moving = Some(MoveRecord {
@@ -121,8 +122,8 @@ impl World {
         if self.stage() != Some(MoveStage::Sealing) {
             return;
         }
-        let epoch = self.record.epoch.0;
-        let owner = self.record.node.clone().unwrap();
+        let epoch = self.record.own.epoch.0;
+        let owner = self.record.own.owner.clone().unwrap();
         let agent = self.agents.get_mut(&owner).unwrap();
         let Some((running, seq)) = agent.running.filter(|(running, _)| *running == epoch) else {
             return;
@@ -171,10 +172,10 @@ impl World {
         if !keep {
             agent.outbox.remove(0);
         }
-        if self.record.hears(name, token) {
-            let before = self.record.epoch;
+        if self.record.own.hears(name, token) {
+            let before = self.record.own.epoch;
             self.record.report(token, event, 1, UnixMs(0));
-            assert!(self.record.epoch >= before, "an epoch shrank");
+            assert!(self.record.own.epoch >= before, "an epoch shrank");
         }
     }
 
@@ -234,9 +235,9 @@ proptest! {
         }
         prop_assert_eq!(world.stage(), None, "{:?}", world);
         prop_assert_eq!(world.record.phase, InstancePhase::Running);
-        let owner = world.record.node.clone().unwrap();
+        let owner = world.record.own.owner.clone().unwrap();
         let (epoch, seq) = world.agents[&owner].running.unwrap();
-        prop_assert_eq!(epoch, world.record.epoch.0);
+        prop_assert_eq!(epoch, world.record.own.epoch.0);
         prop_assert!(seq >= world.acknowledged);
         world.work(&owner);
     }

@@ -12,12 +12,12 @@ use std::{
 use hop3_common::{
     codes::{Code, Problem},
     id::{Digest, InstanceId, NodeId, ServiceName, UnixMs},
-    ownership::{Epoch, Ownership},
+    ownership::{Epoch, Leases, Ownership},
     spec::nearest,
     wire::{ServiceFacts, ServiceWork},
 };
 
-use super::{outgoing::Messages, routes::Routes};
+use super::{leases::boot_now, outgoing::Messages, routes::Routes};
 use crate::{
     Core,
     records::{
@@ -33,6 +33,7 @@ pub(crate) struct Services {
     /// Blobs of checkpoints that newer ones took the place of.
     superseded: Mutex<BTreeSet<Digest>>,
     floor: AtomicU64,
+    leases: Mutex<Leases<InstanceId>>,
     pub(crate) routes: Routes,
     pub(crate) messages: Messages,
 }
@@ -152,6 +153,7 @@ impl Services {
             live: Mutex::default(),
             superseded: Mutex::default(),
             floor: AtomicU64::new(floor.epoch.0),
+            leases: Mutex::new(Leases::new(boot_now())),
             routes: Routes::default(),
             messages: Messages::default(),
         })
@@ -208,6 +210,11 @@ impl Services {
     /// What is known of instances. Taken last, never across an await.
     pub(crate) fn live(&self) -> MutexGuard<'_, HashMap<InstanceId, Serving>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was granted to fenced runs. Taken last, never across an await.
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Leases<InstanceId>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of the run `epoch` of `instance`.
@@ -284,7 +291,13 @@ pub(crate) fn desired(core: &Core, node: &NodeId, instance: &InstanceId) -> Opti
         .moving
         .as_ref()
         .is_some_and(|moving| moving.stage == MoveStage::Sealing);
-    (record.own.owner.as_ref() == Some(node)).then_some((record.own.epoch, seal))
+    if record.own.owner.as_ref() == Some(node) {
+        return Some((record.own.epoch, seal));
+    }
+    // One that was replaced unheard gives up what it has.
+    let mut deposed = record.deposed.iter();
+    let deposed = deposed.find(|deposed| deposed.node == *node && deposed.branch.is_none());
+    deposed.map(|deposed| (deposed.epoch, true))
 }
 
 /// For an instance of a service: the epoch up to which what a node holds is an older service's, and
@@ -319,7 +332,7 @@ pub(crate) fn work(
         state: spec.state,
         key: spec.key.clone(),
         durability: spec.durability,
-        fence: instance.fence,
+        fence: spec.fence(),
         checkpoint_every: spec.checkpoint.every,
         checkpoint_keep: spec.checkpoint.keep,
         env: spec.env.clone(),
@@ -357,7 +370,15 @@ pub(crate) fn checkpoint_blobs(core: &Core, node: Option<&NodeId>) -> BTreeSet<D
                 blobs.extend(parts.map(|part| part.digest));
                 blobs.extend(moving.iter().flat_map(|moving| &moving.copied).copied());
             }
+            let branches = instance.deposed.iter().flat_map(|deposed| &deposed.branch);
+            if node.is_none() {
+                let parts = branches.flat_map(|branch| &branch.parts);
+                blobs.extend(parts.map(|part| part.digest));
+            }
         }
+    }
+    if node.is_none() {
+        blobs.extend(core.replicas.references());
     }
     blobs
 }

@@ -50,6 +50,7 @@ fn facts() -> Event {
         seq: 0,
         schema: 1,
         state_bytes: 0,
+        replicated: false,
     })
 }
 

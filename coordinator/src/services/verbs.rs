@@ -263,6 +263,7 @@ pub(crate) async fn remove(core: &Core, name: &ServiceName) -> Result<(), Proble
     let parts = service.instances.iter().flat_map(|i| &i.checkpoint);
     let parts = parts.flat_map(|cp| &cp.parts);
     core.services.supersede(parts.map(|part| part.digest));
+    super::failover::forget(core, name, service.instances.len()).await;
     drop(lock);
     for (index, record) in service.instances.iter().enumerate() {
         let id = service.id(index);

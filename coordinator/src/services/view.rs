@@ -1,12 +1,12 @@
 //! Services as the API shows them, and in words.
 
 use hop3_common::{
-    api::{MoveView, ServiceInstanceView, ServiceView},
+    api::{BranchView, MoveView, ReplicaView, ServiceInstanceView, ServiceView},
     codes::Problem,
     id::{NodeId, ServiceName, UnixMs},
 };
 
-use super::{converge::whereabouts, plan::Where, table::Service};
+use super::{converge::whereabouts, leases, place, plan::Where, table::Service};
 use crate::{
     Core,
     records::{MoveRecord, MoveStage, ServiceInstanceRecord},
@@ -130,7 +130,73 @@ fn instance_view(core: &Core, service: &Service, index: u32) -> Option<ServiceIn
         reason,
         facts,
         checkpoint: record.and_then(|record| record.checkpoint.clone()),
+        replica: core
+            .replicas
+            .standing(&service.id(index as usize))
+            .map(|standing| ReplicaView {
+                seq: standing.end.seq,
+                at: standing.at,
+                changes: standing.changes,
+                bytes: standing.bytes,
+            }),
+        branches: record.map(branches).unwrap_or_default(),
+        if_lost: record.and_then(|record| if_lost(core, service, index, record)),
     })
+}
+
+fn branches(record: &ServiceInstanceRecord) -> Vec<BranchView> {
+    let deposed = record.deposed.iter();
+    let view = deposed.map(|deposed| BranchView {
+        node: deposed.node.clone(),
+        at: deposed.at,
+        state: deposed.branch.clone(),
+    });
+    view.collect()
+}
+
+/// What would happen if the node of an instance died now.
+fn if_lost(
+    core: &Core,
+    service: &Service,
+    index: u32,
+    record: &ServiceInstanceRecord,
+) -> Option<String> {
+    let node = record.own.owner.as_ref()?;
+    let spec = &service.record.spec;
+    if !spec.stateful() {
+        return Some(format!("it is placed anew when {node} is lost"));
+    }
+    if service.pinned() {
+        return Some(format!(
+            "it waits for {node}: its state is in directories there"
+        ));
+    }
+    let id = service.id(index as usize);
+    if let Some(lease) = spec.fence() {
+        if record.tied {
+            return Some(format!(
+                "it waits for {node}: its state is not all at the coordinator yet"
+            ));
+        }
+        let replica = core.replicas.standing(&id).map(|standing| standing.end.seq);
+        let checkpoint = record.checkpoint.as_ref().map(|cp| cp.seq);
+        let seq = replica.max(checkpoint).unwrap_or(0);
+        let elsewhere = match place::preview(core, service, index as usize, node) {
+            Some(to) => format!("on {to}, as things stand"),
+            None => "as soon as a node fits it: none does now".to_owned(),
+        };
+        return Some(format!(
+            "within about {lease} it goes on {elsewhere}, from change {seq}: nothing acknowledged \
+             is lost"
+        ));
+    }
+    let point = match &record.checkpoint {
+        Some(cp) => format!("from change {} of {}", cp.seq, clock(cp.at)),
+        None => "from nothing: there is no checkpoint of it here".to_owned(),
+    };
+    Some(format!(
+        "it waits for {node}; an operator may take it over, {point} (`hop3 service takeover`)"
+    ))
 }
 
 /// Where an instance stands, and why.
@@ -152,6 +218,16 @@ pub(super) fn status_of(core: &Core, service: &Service, index: u32) -> (&'static
         return ("failed", said.unwrap_or_default());
     }
     let at = whereabouts(core, Some(node));
+    let fenced = service.record.spec.fence().is_some() && !record.tied;
+    if fenced && matches!(at, Where::Away | Where::Lost | Where::Removed) {
+        let id = service.id(index as usize);
+        let reason = if leases::over(core, &id, record) {
+            said.unwrap_or_else(|| format!("its lease on {node} is over; it goes on elsewhere"))
+        } else {
+            format!("{node} does not answer; it goes on elsewhere when its lease there is over")
+        };
+        return ("away", reason);
+    }
     if matches!(at, Where::Away | Where::Lost | Where::Removed) {
         return ("away", away(service, record, node, at));
     }
@@ -253,6 +329,26 @@ pub(crate) fn explain(core: &Core, name: &ServiceName) -> Result<(String, Vec<St
                 }
             });
         }
+        facts.extend(instance.replica.as_ref().map(|replica| {
+            format!(
+                "{id}: replicated up to change {}, {} changes ({} bytes) after its checkpoint",
+                replica.seq, replica.changes, replica.bytes
+            )
+        }));
+        let if_lost = instance.if_lost.as_ref();
+        facts.extend(if_lost.map(|what| format!("{id}: if its node died now: {what}")));
+        facts.extend(instance.branches.iter().map(|branch| {
+            let (node, at) = (&branch.node, clock(branch.at));
+            match &branch.state {
+                Some(cp) => format!(
+                    "{id}: {node} was replaced unheard at {at}; what it had accepted by itself ({} \
+                     changes, {} bytes) is kept and not merged",
+                    cp.seq,
+                    cp.bytes()
+                ),
+                None => format!("{id}: {node} was replaced unheard at {at} and is not back yet"),
+            }
+        }));
         facts.extend(instance.facts.as_ref().map(|facts| {
             format!(
                 "{id}: began at change {} with {} bytes of state; fetched in {} us, loaded in {} \

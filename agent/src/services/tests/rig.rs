@@ -218,7 +218,12 @@ impl Rig {
         let mut task = tokio::spawn({
             let (services, instance) = (services.clone(), instance.clone());
             let (outside, stop) = (outside.clone(), stop.clone());
-            async move { services.run(&instance, token, &work, outside, &stop).await }
+            async move {
+                match services.run(&instance, token, &work, outside, &stop).await {
+                    Progress::Finished(event) => event,
+                    other => panic!("{other:?}"),
+                }
+            }
         });
         let began = Instant::now();
         while !outside.is_ready() {
@@ -262,6 +267,7 @@ fn work(module: Digest, module_bytes: u64) -> ServiceWork {
         state: State::Single,
         key: KeyFrom::default(),
         durability: Durability::Node,
+        fence: None,
         checkpoint_every: Millis(0),
         checkpoint_keep: 2,
         env: BTreeMap::new(),

@@ -4,7 +4,10 @@ use std::{io::Write as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use hop3_common::{
-    api::{MigrateRequest, MoveView, ScaleRequest, ServiceInstanceView, ServiceView},
+    api::{
+        MigrateRequest, MoveView, ScaleRequest, ServiceInstanceView, ServiceView, TakeOverRequest,
+        TakeOverView,
+    },
     id::{ServiceName, UnixMs},
     spec::{ByteSize, Millis},
     wire::Checkpoint,
@@ -53,6 +56,16 @@ pub async fn run(client: &Client, format: Format, command: &ServiceCommand) -> R
             output::print(format, &checkpoint, checkpoint_text)
         }
         ServiceCommand::Migrate(args) => migrate(client, format, args).await,
+        ServiceCommand::Takeover(args) => {
+            let request = TakeOverRequest {
+                index: args.index,
+                to: args.to.clone(),
+                accept_loss: args.accept_loss,
+            };
+            let url = format!("{}/takeover", path(&args.name));
+            let taken: TakeOverView = client.post(&url, &request).await?;
+            output::print(format, &taken, taken_text)
+        }
     }
 }
 
@@ -198,6 +211,15 @@ fn move_text(view: &MoveView) -> String {
     ])
 }
 
+fn taken_text(view: &TakeOverView) -> String {
+    facts(&[
+        ("instance", view.instance.to_string()),
+        ("from", view.from.to_string()),
+        ("to", view.to.to_string()),
+        ("lost", view.lost.clone()),
+    ])
+}
+
 fn checkpoint_text(checkpoint: &Checkpoint) -> String {
     facts(&[
         ("run", checkpoint.token.to_string()),
@@ -265,6 +287,10 @@ fn instances_table(instances: &[ServiceInstanceView]) -> String {
             || "-".to_owned(),
             |cp| format!("{}, {}", ago(now, cp.at), ByteSize(cp.bytes())),
         );
+        let replica = instance.replica.as_ref().map_or_else(
+            || "-".to_owned(),
+            |replica| format!("change {}, {}", replica.seq, ByteSize(replica.bytes)),
+        );
         [
             instance.instance.to_string(),
             instance
@@ -274,11 +300,20 @@ fn instances_table(instances: &[ServiceInstanceView]) -> String {
             instance.status.clone(),
             instance.token.to_string(),
             checkpoint,
+            replica,
             instance.reason.clone(),
         ]
     });
     table(
-        ["INSTANCE", "NODE", "STATUS", "RUN", "CHECKPOINT", "WHY"],
+        [
+            "INSTANCE",
+            "NODE",
+            "STATUS",
+            "RUN",
+            "CHECKPOINT",
+            "REPLICA",
+            "WHY",
+        ],
         rows,
     )
 }

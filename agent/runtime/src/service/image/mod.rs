@@ -116,6 +116,12 @@ impl Image {
         Arc::make_mut(&mut self.0)
     }
 
+    /// Whether the two are the same value, not only equal ones.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The module it was taken from.
     #[must_use]
     pub fn module(&self) -> &ModuleDigest {
