@@ -36,8 +36,9 @@ fn other(node: &str) -> &'static str {
 /// Waits until the instance serves on `node`.
 fn serves_on(mesh: &Mesh, node: &str) {
     eventually("it serves elsewhere", || {
-        let ready = mesh.service("counters")["ready"].as_u64() == Some(1);
-        (ready && mesh.node_of("counters", 0) == node).then_some(())
+        let service = mesh.service("counters");
+        let instance = &service["instances"][0];
+        (instance["status"] == "ready" && instance["node"] == node).then_some(())
     });
 }
 
@@ -72,7 +73,7 @@ fn a_killed_node_is_replaced_with_everything_that_was_acknowledged() {
 
 #[test]
 fn an_agent_that_slept_past_its_lease_answers_nobody() {
-    let mut mesh = Mesh::start(&NODES);
+    let mesh = Mesh::start(&NODES);
     counters(
         &mesh,
         "state: single\n  durability: replicated\n  lease: 1s",
@@ -135,4 +136,48 @@ fn state_that_is_only_on_its_node_waits_for_it() {
     serves_on(&mesh, &owner);
     let answer = block_on(web.post("/counters/a/add?n=1", "")).unwrap();
     assert_eq!(answer.text.trim(), "6");
+}
+
+#[test]
+fn a_forced_take_over_tells_what_is_lost_and_keeps_the_branch() {
+    let mut mesh = Mesh::start(&NODES);
+    counters(&mesh, "state: single\n  durability: node");
+    let add = |mesh: &Mesh| {
+        let web = Web::new(mesh);
+        let answer = block_on(web.post("/counters/a/add?n=1", "")).unwrap();
+        answer.text.trim().parse::<u64>().unwrap()
+    };
+    assert_eq!(add(&mesh), 1);
+    mesh.hop3(&["service", "checkpoint", "counters"]).ok();
+    assert_eq!(add(&mesh), 2);
+    let owner = mesh.node_of("counters", 0);
+    let takeover = ["service", "takeover", "counters"];
+    mesh.hop3(&takeover).fails(1, &["is connected", "migrate"]);
+    mesh.kill_agent(&owner);
+    eventually("the node is away", || {
+        (mesh.node(&owner)["status"] != "ready").then_some(())
+    });
+    mesh.hop3(&takeover).fails(1, &["accept_loss", "lost"]);
+    mesh.hop3(&[&takeover[..], &["--accept-loss"]].concat())
+        .ok();
+    serves_on(&mesh, other(&owner));
+    assert_eq!(
+        add(&mesh),
+        2,
+        "from the checkpoint: the second change is lost"
+    );
+    mesh.start_agent(&owner);
+    let branch = eventually("the branch is kept", || {
+        let service = mesh.service("counters");
+        let branch = service["instances"][0]["branches"][0].clone();
+        branch["state"].is_object().then_some(branch)
+    });
+    assert_eq!(branch["node"], owner);
+    eventually("the old owner holds nothing any more", || {
+        let log = mesh.agents[&owner].log();
+        log.contains("seal ordered").then_some(())
+    });
+    assert_eq!(add(&mesh), 3, "nothing of the branch is merged");
+    let explained = mesh.hop3(&["explain", "service", "counters"]).ok();
+    assert!(explained.contains("replaced unheard"), "{explained}");
 }
