@@ -138,7 +138,7 @@ fn facts(core: &Core, service: &Service, index: usize, now: UnixMs) -> Instance 
         tied: record.tied && service.record.spec.stateful(),
         stateful: service.record.spec.stateful(),
         fenced,
-        lapsed: fenced && !record.tied && leases::over(core, &service.id(index), record),
+        lapsed: fenced && leases::over(core, &service.id(index), record),
         current: record.revision == service.record.revision,
         leaves: draining && !service.pinned(),
         ready: serving.as_ref().is_some_and(|serving| serving.ready),

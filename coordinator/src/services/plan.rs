@@ -128,11 +128,11 @@ fn urgent_need(instance: &Instance) -> Option<Need> {
     match (instance.at, instance.moving) {
         (Where::Nowhere, _) => Some(Need::Place),
         // What failed on a node that answers is tried again there.
-        (at, _) if instance.lapsed && !(at == Where::Here && instance.failed) => {
+        (at, _) if instance.lapsed && !instance.tied && !(at == Where::Here && instance.failed) => {
             Some(Need::FailOver)
         }
         // Nobody knows yet that it has stopped.
-        (Where::Removed, _) if instance.fenced => None,
+        (Where::Removed, _) if instance.fenced && !instance.lapsed => None,
         (Where::Removed, _) => Some(Need::Replace),
         (Where::Lost, _) if !instance.stateful => Some(Need::Replace),
         (_, Some(Moving::Copying { vain: true, .. } | Moving::Sealing { vain: true })) => {

@@ -200,7 +200,7 @@ fn instance() -> impl Strategy<Value = Instance> {
             at,
             tied: tied && stateful,
             fenced: fenced && stateful,
-            lapsed: lapsed && fenced && stateful && !tied && placed,
+            lapsed: lapsed && fenced && stateful && placed,
             stateful,
             current: current && placed,
             leaves: leaves && at == Where::Here,
@@ -286,7 +286,7 @@ fn elapse(i: &mut Instance) {
     }
     i.retry = i.failed;
     // Who answers renews its lease.
-    i.lapsed = i.fenced && !i.tied && !matches!(i.at, Where::Here | Where::Nowhere);
+    i.lapsed = i.fenced && !matches!(i.at, Where::Here | Where::Nowhere);
     if i.at == Where::Here && !i.failed {
         let before_swap = matches!(
             i.moving,
