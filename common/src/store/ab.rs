@@ -104,9 +104,11 @@ impl AbFile {
             return Err(file.lost());
         };
         file.generation = generation;
-        let path = file.path(file.current);
-        if let Some(slot) = &mut file.slots[file.current] {
-            slot.sync().map_err(|e| Error::io("flush", &path, e))?;
+        for slot in 0..2 {
+            let path = file.path(slot);
+            if let Some(slot) = &mut file.slots[slot] {
+                slot.sync().map_err(|e| Error::io("flush", &path, e))?;
+            }
         }
         Ok((file, Some(value)))
     }
@@ -127,9 +129,9 @@ impl AbFile {
     /// Replaces the value; durable when this returns, with its generation.
     ///
     /// # Errors
-    /// [`Error::FileTooLarge`]; [`Error::NoSpace`], [`Error::Io`]: the value before stays, and
-    /// the write may be tried again. [`Error::SyncFailed`]: the same, but after a power cut the
-    /// new value may be there, until another write is done.
+    /// [`Error::FileTooLarge`]; [`Error::NoSpace`], [`Error::Io`], [`Error::SyncFailed`]: the
+    /// value before stays, and the write may be tried again. Until one is done, a power cut may
+    /// still bring the new value.
     pub fn write(&mut self, value: &[u8]) -> Result<Durable<u64>> {
         let target = 1 - self.current;
         let path = self.path(target);

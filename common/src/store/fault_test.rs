@@ -65,7 +65,12 @@ fn append(disk: &SimDisk, journal: &mut Journal, run: &mut Run, group: &[Vec<Op>
             "{error}"
         );
         assert!(matches!(journal.append(group), Err(Error::Poisoned { .. })));
-        journal.renew().unwrap_or_else(|e| panic!("{context}: {e}"));
+        if let Err(error) = journal.renew() {
+            assert!(is_typed(&error), "{context}: {error}");
+            let image = disk.cut().kept();
+            run.check(&image, acknowledged, &format!("{context}, mended in vain"));
+            journal.renew().unwrap_or_else(|e| panic!("{context}: {e}"));
+        }
         assert_eq!(
             contents(journal),
             run.history[usize::try_from(journal.last().0).unwrap()],
