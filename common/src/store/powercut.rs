@@ -15,13 +15,17 @@ mod image;
 mod report;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
 };
 
-use super::disk::{Disk, DiskFile, parent};
+use super::disk::{Disk, DiskFile, Info, parent};
 use image::{Change, NameChange};
 pub use image::{Cut, Rng};
 pub use report::{Report, is_long, seed};
@@ -56,6 +60,8 @@ struct Sim {
     now: Cut,
     /// What the process sees.
     seen: Vec<Vec<u8>>,
+    /// Locked files: a lock ends with the file that took it.
+    locked: BTreeSet<usize>,
     events: Vec<Event>,
     operations: usize,
     syncs: usize,
@@ -71,6 +77,15 @@ pub struct SimDisk(Arc<Mutex<Sim>>);
 struct SimFile {
     disk: SimDisk,
     id: usize,
+    has_lock: AtomicBool,
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        if self.has_lock.load(Ordering::Relaxed) {
+            self.disk.with(|sim| sim.locked.remove(&self.id));
+        }
+    }
 }
 
 impl Sim {
@@ -266,6 +281,7 @@ impl SimDisk {
         Box::new(SimFile {
             disk: self.clone(),
             id,
+            has_lock: AtomicBool::new(false),
         })
     }
 }
@@ -314,6 +330,28 @@ impl Disk for SimDisk {
         let inside = |p: &&PathBuf| parent(p) == dir;
         let name = |p: &PathBuf| p.file_name().unwrap().to_str().unwrap().to_owned();
         Ok(self.with(|sim| sim.now.names.keys().filter(inside).map(name).collect()))
+    }
+
+    // Directories are always there.
+    fn create_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn open_or_create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        self.open(path).or_else(|_| self.create(path))
+    }
+
+    fn info(&self, path: &Path) -> io::Result<Info> {
+        self.with(|sim| {
+            let bytes = sim.seen[sim.find(path)?].len() as u64;
+            // Everything is old: collection is told apart by what it is to keep.
+            let modified = Some(SystemTime::UNIX_EPOCH);
+            Ok(Info { bytes, modified })
+        })
+    }
+
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        self.with(|sim| sim.find(path).map(drop))
     }
 }
 
@@ -377,5 +415,15 @@ impl DiskFile for SimFile {
                 Err(fault.error())
             }
         })
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        let taken = self.disk.with(|sim| sim.locked.insert(self.id));
+        self.has_lock.fetch_or(taken, Ordering::Relaxed);
+        Ok(taken)
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        self.disk.with(|sim| sim.find(path)).ok() == Some(self.id)
     }
 }
