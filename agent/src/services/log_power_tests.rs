@@ -52,7 +52,7 @@ fn names(disk: &SimDisk) -> hop3_common::store::Result<(AbFile, Option<Vec<u8>>)
 
 /// The log that the record names and its changes; `None` before the first.
 fn recover(disk: &SimDisk) -> Result<Option<Service>, Error> {
-    let (names, id) = names(disk).unwrap();
+    let (names, id) = names(disk).map_err(Error::Seal)?;
     let Some(id) = id else { return Ok(None) };
     let id = LogId(id.try_into().unwrap());
     let mut changes = 0;
@@ -141,7 +141,8 @@ impl Run {
 /// Changes, rolls and recovers, at random; goes on after a failure as a storage does.
 fn work(disk: &SimDisk, run: &mut Run, rng: &mut Rng, steps: usize) -> usize {
     let mut failures = 0;
-    let mut service = recover(disk).unwrap().unwrap_or_else(|| {
+    let found = recover(disk).or_else(|_| recover(disk));
+    let mut service = found.unwrap().unwrap_or_else(|| {
         run.attempted = 1;
         Service::create(disk, rng)
     });

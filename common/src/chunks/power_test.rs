@@ -168,7 +168,7 @@ fn a_power_cut_at_every_operation_loses_no_blob() {
 fn any_failed_operation_is_survived_and_the_same_call_works_again() {
     let operations = {
         let disk = SimDisk::default();
-        work(&disk, &mut Run::default(), &mut Rng::new(5), 8).unwrap();
+        work(&disk, &mut Run::default(), &mut Rng::new(5), 5).unwrap();
         disk.operations()
     };
     let full = io::ErrorKind::StorageFull;
@@ -183,7 +183,7 @@ fn any_failed_operation_is_survived_and_the_same_call_works_again() {
         let (disk, mut run) = (SimDisk::default(), Run::default());
         disk.fail(at, fault);
         let context = format!("{fault:?} at {at}");
-        if let Err(error) = work(&disk, &mut run, &mut Rng::new(5), 8) {
+        if let Err(error) = work(&disk, &mut run, &mut Rng::new(5), 5) {
             failed += 1;
             let typed = matches!(error, Error::NoSpace { .. } | Error::Io { .. });
             assert!(typed && error.retryable(), "{context}: {error}");

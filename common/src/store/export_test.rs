@@ -4,12 +4,16 @@
 
 use std::{
     io::Cursor,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
 };
 
 use super::{
-    Entry, Key, LocalStore, MasterKey, MemoryStore, MetaStore, Options, Range, Revision, Txn,
-    VALUE_BYTES_MAX,
+    BoxFuture, Durable, Entry, Key, LocalStore, MasterKey, MemoryStore, MetaStore, Options, Page,
+    Range, Result, Revision, Txn, VALUE_BYTES_MAX, Watch,
     export::{Error, export, import},
     local::block_on,
 };
@@ -137,11 +141,6 @@ fn only_an_empty_store_takes_an_import_and_an_interrupted_one_goes_on() {
 fn an_export_during_commits_is_the_store_at_one_revision() {
     // Every commit moves one unit between two counters at the two ends of the key space.
     let store = filled(3000);
-    let pair = |n: u32| {
-        Txn::new()
-            .put(key("a"), n.to_string())
-            .put(key("z"), n.to_string())
-    };
     block_on(store.commit(pair(0))).unwrap();
     let (going, done) = (AtomicBool::new(true), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -176,4 +175,62 @@ fn an_export_during_commits_is_the_store_at_one_revision() {
         block_on(export(&store, &mut out)).unwrap();
         assert!(whole > 0 || imported(&out).is_ok());
     });
+}
+
+/// A store that changes before every page, and tells watchers later than it shows.
+#[derive(Debug, Default)]
+struct Busy {
+    shown: MemoryStore,
+    told: Arc<MemoryStore>,
+    commits: AtomicU32,
+    telling: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+fn pair(n: u32) -> Txn {
+    Txn::new()
+        .put(key("a"), n.to_string())
+        .put(key("z"), n.to_string())
+}
+
+impl MetaStore for Busy {
+    fn get(&self, key: &Key) -> BoxFuture<'_, Result<Option<Entry>>> {
+        self.shown.get(key)
+    }
+
+    fn range(&self, range: Range) -> BoxFuture<'_, Result<Page>> {
+        let mut telling = self.telling.lock().unwrap();
+        if let Some(before) = telling.take() {
+            before.join().unwrap();
+        }
+        let n = self.commits.fetch_add(1, Ordering::Relaxed);
+        block_on(self.shown.commit(pair(n))).unwrap();
+        let told = self.told.clone();
+        *telling = Some(thread::spawn(move || {
+            (0..1000).for_each(|_| thread::yield_now());
+            block_on(told.commit(pair(n))).unwrap();
+        }));
+        self.shown.range(range)
+    }
+
+    fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Durable<Revision>>> {
+        block_on(self.told.commit(txn.clone())).unwrap();
+        self.shown.commit(txn)
+    }
+
+    fn watch(&self, prefix: &[u8]) -> Result<Watch> {
+        self.told.watch(prefix)
+    }
+}
+
+#[test]
+fn an_export_waits_for_the_changes_that_its_pages_show() {
+    let store = Busy::default();
+    for n in 0..3000 {
+        put(&store, &format!("key{n:05}"), "v");
+    }
+    for _ in 0..5 {
+        let copy = contents(&imported(&exported(&store)).unwrap());
+        assert_eq!(copy.len(), 3002);
+        assert_eq!(copy[0].1, copy[3001].1, "half of a commit");
+    }
 }

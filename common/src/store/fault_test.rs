@@ -194,6 +194,12 @@ fn a_failed_flush_poisons_and_is_never_trusted() {
         journal.append(&group(1)),
         Err(Error::SyncFailed { .. })
     ));
+    // The next process does not see as there what the disk will never get.
+    let next = disk.killed();
+    let shown = open(&next).unwrap().last();
+    for image in next.cut().images(&mut Rng::new(1), 8) {
+        assert_eq!(open(&image).unwrap().last(), shown);
+    }
     let operations = disk.operations();
     for _ in 0..3 {
         assert!(matches!(
