@@ -169,11 +169,7 @@ fn work(disk: &SimDisk, run: &mut Run, rng: &mut Rng, steps: usize) -> usize {
         }
         run.acknowledged.push((disk.recorded(), service.changes));
         match rng.below(6) {
-            0 => {
-                if service.roll(rng, 0).is_err() {
-                    failures += 1;
-                }
-            }
+            0 => failures += usize::from(service.roll(rng, 0).is_err()),
             1 => {
                 let changes = service.changes;
                 service = match recover(disk) {

@@ -61,7 +61,7 @@ pub struct Info {
 }
 
 /// An open file of a [`Disk`].
-pub trait DiskFile: fmt::Debug + Send {
+pub trait DiskFile: fmt::Debug + Send + Sync {
     /// Its length in bytes.
     fn size(&self) -> io::Result<u64>;
     /// Fills `buf` from `offset` on.

@@ -71,7 +71,7 @@ impl Run {
     }
 
     /// The run that goes on from an image at `last`.
-    fn from_image(&self, last: Revision) -> Self {
+    fn resumed_at(&self, last: Revision) -> Self {
         let end = usize::try_from(last.0).unwrap() + 1;
         Self {
             history: self.history[..end].to_vec(),
@@ -198,7 +198,7 @@ fn cut_everywhere(
                 continue;
             }
             // The recovery itself was recorded, and the work after it: cut it all again.
-            let mut next = run.from_image(last);
+            let mut next = run.resumed_at(last);
             work(&image, &mut next, rng, 3).unwrap();
             for (at, cut) in image.cuts() {
                 for second in cut.images(rng, 2) {
