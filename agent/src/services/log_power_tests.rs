@@ -168,6 +168,11 @@ fn work(disk: &SimDisk, run: &mut Run, rng: &mut Rng, steps: usize) -> usize {
             }
         }
         run.acknowledged.push((disk.recorded(), service.changes));
+        run.check(
+            &disk.cut().dropped(),
+            service.changes,
+            "nothing but what is durable",
+        );
         match rng.below(6) {
             0 => failures += usize::from(service.roll(rng, 0).is_err()),
             1 => {
