@@ -132,7 +132,7 @@ fn spoil_index(dir: &Path, rng: &mut Rng) -> &'static str {
 
 #[test]
 fn a_power_cut_with_any_index_loses_nothing() {
-    let (workloads, cuts) = if is_long() { (60, 30) } else { (50, 4) };
+    let (workloads, cuts) = if is_long() { (60, 10) } else { (50, 4) };
     let mut report = Report::default();
     for workload in seed()..seed() + workloads {
         let dir = tempfile::tempdir().unwrap();

@@ -167,8 +167,8 @@ struct Depth {
 fn depth() -> Depth {
     if is_long() {
         Depth {
-            workloads: 150,
-            images: 8,
+            workloads: 50,
+            images: 5,
             again: 20,
         }
     } else {

@@ -265,19 +265,25 @@ impl Cut {
             }
         }
         for _ in 0..2 * max {
-            let (mut coins, mut fates) = (Rng::new(rng.number()), Rng::new(rng.number()));
-            let all = fates.one_in(3).then(|| fates.one_in(2));
-            let mut keep = |_| all.unwrap_or_else(|| coins.one_in(2));
-            let mut fate = |changes: usize| match fates.below(8) {
-                0 => Fate::Dropped,
-                1 => Fate::Kept,
-                2 => Fate::Lengths,
-                3 | 4 => Fate::Prefix(fates.below(changes)),
-                _ => Fate::Any,
-            };
-            add(self.image(&mut keep, &mut fate, rng));
+            add(self.random(rng));
         }
         images
+    }
+
+    /// One disk that the power cut may leave, at random.
+    #[must_use]
+    pub fn random(&self, rng: &mut Rng) -> SimDisk {
+        let (mut coins, mut fates) = (Rng::new(rng.number()), Rng::new(rng.number()));
+        let all = fates.one_in(3).then(|| fates.one_in(2));
+        let mut keep = |_| all.unwrap_or_else(|| coins.one_in(2));
+        let mut fate = |changes: usize| match fates.below(8) {
+            0 => Fate::Dropped,
+            1 => Fate::Kept,
+            2 => Fate::Lengths,
+            3 | 4 => Fate::Prefix(fates.below(changes)),
+            _ => Fate::Any,
+        };
+        self.image(&mut keep, &mut fate, rng)
     }
 
     /// Files that have a name, before or after.

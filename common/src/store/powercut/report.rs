@@ -20,7 +20,7 @@ pub fn seed() -> u64 {
 pub struct Report {
     /// Different sequences of operations.
     pub workloads: usize,
-    /// Different images that were opened and checked.
+    /// Images that were opened and checked.
     pub images: usize,
     /// Images that had not everything that was acknowledged.
     pub lost: usize,
