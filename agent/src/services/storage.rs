@@ -371,6 +371,11 @@ impl Storage {
     async fn put(&mut self, record: KeptRecord) -> Result<(), Problem> {
         let old = self.record.log.filter(|old| record.log != Some(*old));
         let put = self.shelf.kept.put(&self.instance, record.clone()).await;
+        if matches!(put, Err(hop3_common::store::Error::SyncFailed { .. })) {
+            // After a power cut the new record may be there, and changes in the old log would not
+            // count: the next change makes another record first.
+            self.log = None;
+        }
         put.map_err(storage)?;
         self.record = record;
         if let Some(old) = old {

@@ -1,13 +1,12 @@
 //! Mark and sweep: removes what no one refers to and what interrupted transfers left.
 
 use std::{
-    fs::{self, File},
     path::Path,
     time::{Duration, SystemTime},
 };
 
 use super::{BlobStore, Error, Result, store::digest_of_name, writer::lock_file};
-use crate::id::Digest;
+use crate::{id::Digest, store::disk::Disk};
 
 /// What a collection removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,24 +31,24 @@ impl BlobStore {
     /// [`Error::Io`]; what was removed before stays removed.
     pub fn gc(&self, keep: impl Fn(&Digest) -> bool, min_age: Duration) -> Result<Collected> {
         let mut collected = Collected::default();
-        let now = SystemTime::now();
-        each_old_file(self.blobs_dir(), now, min_age, |name, path, bytes| {
+        let (disk, now) = (&**self.disk(), SystemTime::now());
+        each_old_file(disk, self.blobs_dir(), now, min_age, |name, path, bytes| {
             if digest_of_name(name).is_some_and(|digest| !keep(&digest)) {
                 collected.blobs += 1;
                 collected.bytes += bytes;
-                return remove(path);
+                return remove(disk, path);
             }
             Ok(())
         })?;
         for dir in [self.partial_dir(), self.temp_dir()] {
-            each_old_file(dir, now, min_age, |_, path, bytes| {
-                let Ok(file) = File::open(path) else {
+            each_old_file(disk, dir, now, min_age, |_, path, bytes| {
+                let Ok(file) = disk.open(path) else {
                     return Ok(());
                 };
-                if lock_file(&file, path)? {
+                if lock_file(&*file, path)? {
                     collected.rests += 1;
                     collected.bytes += bytes;
-                    return remove(path);
+                    return remove(disk, path);
                 }
                 Ok(())
             })?;
@@ -58,27 +57,24 @@ impl BlobStore {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
-    fs::remove_file(path).map_err(|e| Error::io("remove", path, e))
+fn remove(disk: &dyn Disk, path: &Path) -> Result<()> {
+    disk.remove(path).map_err(|e| Error::io("remove", path, e))
 }
 
 fn each_old_file(
+    disk: &dyn Disk,
     dir: &Path,
     now: SystemTime,
     min_age: Duration,
-    mut act: impl FnMut(&std::ffi::OsStr, &Path, u64) -> Result<()>,
+    mut act: impl FnMut(&str, &Path, u64) -> Result<()>,
 ) -> Result<()> {
-    let fail = |e| Error::io("list", dir, e);
-    for entry in fs::read_dir(dir).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
+    for name in disk.list(dir).map_err(|e| Error::io("list", dir, e))? {
+        let path = dir.join(&name);
         // It may have been renamed or removed meanwhile.
-        let Ok(meta) = entry.metadata() else { continue };
-        let age = meta
-            .modified()
-            .ok()
-            .and_then(|at| now.duration_since(at).ok());
-        if meta.is_file() && age.is_some_and(|age| age >= min_age) {
-            act(&entry.file_name(), &entry.path(), meta.len())?;
+        let Ok(info) = disk.info(&path) else { continue };
+        let age = info.modified.and_then(|at| now.duration_since(at).ok());
+        if age.is_some_and(|age| age >= min_age) {
+            act(&name, &path, info.bytes)?;
         }
     }
     Ok(())

@@ -7,6 +7,7 @@
 //! Invariants
 //! - A file under `blobs/` is whole, verified against its name, and durable: it is written under a
 //!   temporary name, flushed, renamed, and its directory flushed.
+//! - A failed flush is never tried again: what it was to make durable is dropped.
 //! - A failed or dropped writer leaves nothing; a [`PartialBlob`] leaves its whole segments, to go
 //!   on from after a restart.
 //!
@@ -23,6 +24,8 @@ mod writer;
 
 #[cfg(test)]
 mod chunks_test;
+#[cfg(test)]
+mod power_test;
 
 pub use error::{Error, Result};
 pub use gc::Collected;

@@ -4,11 +4,7 @@
 //! a restart every segment is verified and hashed again, the first bad one and what follows is
 //! dropped, and the transfer goes on from there. Cost of a resume: one read of what is there.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::{
     BlobStore, Error, Result,
@@ -16,7 +12,7 @@ use super::{
     store::read_header,
     writer::lock_file,
 };
-use crate::{id::Digest, store::disk::FILE_MODE};
+use crate::{id::Digest, store::disk::DiskFile};
 
 impl BlobStore {
     /// Begins or goes on with receiving a blob of `total_size` bytes.
@@ -31,25 +27,19 @@ impl BlobStore {
             });
         }
         let path = self.partial_path(digest);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(FILE_MODE)
-            .open(&path)
-            .map_err(|e| Error::io("open", &path, e))?;
+        let open = self.disk().open_or_create(&path);
+        let mut file = open.map_err(|e| Error::io("open", &path, e))?;
         // The lock is taken before anything is read; a file that was committed or collected in
         // between has lost its name.
-        if !lock_file(&file, &path)? || !same_file(&file, &path) {
+        if !lock_file(&*file, &path)? || !file.is_at(&path) {
             return Err(Error::Busy { digest: *digest });
         }
         let fail = |e| Error::io("read", &path, e);
-        let len = file.metadata().map_err(fail)?.len();
-        let found = read_header(&file, self.keys(), len).map_err(fail)?;
+        let len = file.size().map_err(fail)?;
+        let found = read_header(&*file, self.keys(), len).map_err(fail)?;
         let header = match found {
             Some(header) if header.digest == *digest && header.size == total_size => header,
-            _ => self.begin(&file, &path, digest, total_size)?,
+            _ => self.begin(&mut *file, &path, digest, total_size)?,
         };
         let mut partial = PartialBlob {
             store: self.clone(),
@@ -62,7 +52,13 @@ impl BlobStore {
         Ok(partial)
     }
 
-    fn begin(&self, file: &File, path: &Path, digest: &Digest, size: u64) -> Result<Header> {
+    fn begin(
+        &self,
+        file: &mut dyn DiskFile,
+        path: &Path,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Header> {
         let mut header = Header {
             file_id: [0; 32],
             size,
@@ -70,7 +66,7 @@ impl BlobStore {
         };
         getrandom::fill(&mut header.file_id)
             .map_err(|e| Error::Seal(Box::new(crate::store::Error::Random(e))))?;
-        file.set_len(0)
+        file.set_size(0)
             .and_then(|()| file.write_all_at(&self.keys().encode_header(&header), 0))
             .map_err(|e| Error::io("write", path, e))?;
         Ok(header)
@@ -81,7 +77,7 @@ impl BlobStore {
 #[derive(Debug)]
 pub struct PartialBlob {
     store: BlobStore,
-    file: File,
+    file: Box<dyn DiskFile>,
     path: PathBuf,
     header: Header,
     segments: SegmentWriter,
@@ -111,7 +107,7 @@ impl PartialBlob {
                 limit: self.header.size,
             });
         }
-        self.segments.write(&self.file, &self.path, bytes)?;
+        self.segments.write(&mut *self.file, &self.path, bytes)?;
         // The size is known, so a full segment need not wait.
         if self.segments.full() || self.complete() {
             self.seal_rest()?;
@@ -129,7 +125,8 @@ impl PartialBlob {
     ///
     /// # Errors
     /// [`Error::SizeMismatch`] if contents are missing: they may still come after another
-    /// [`BlobStore::resume`]. [`Error::HashMismatch`]: everything received is dropped.
+    /// [`BlobStore::resume`]. [`Error::HashMismatch`], and a failed flush: everything received is
+    /// dropped.
     pub fn commit(mut self) -> Result<Digest> {
         if !self.complete() {
             return Err(Error::SizeMismatch {
@@ -143,8 +140,12 @@ impl PartialBlob {
             return Err(Error::HashMismatch { expected, actual });
         }
         self.seal_rest()?;
-        self.store.install(&self.file, &self.path, &expected)?;
-        Ok(expected)
+        let installed = self.store.install(&mut *self.file, &self.path, &expected);
+        if installed.is_err() {
+            // A resumed transfer would read what the disk perhaps never gets, and trust it.
+            let _ = self.remove();
+        }
+        installed.map(|()| expected)
     }
 
     /// Gives the transfer up and drops what was received.
@@ -156,14 +157,15 @@ impl PartialBlob {
     }
 
     fn remove(&self) -> Result<()> {
-        fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, e))
+        let removed = self.store.disk().remove(&self.path);
+        removed.map_err(|e| Error::io("remove", &self.path, e))
     }
 
     fn seal_rest(&mut self) -> Result<()> {
         let index = self.segments.index();
         if index < segments(self.header.size) {
             let last = self.complete();
-            self.segments.seal(&self.file, &self.path, last)?;
+            self.segments.seal(&mut *self.file, &self.path, last)?;
         }
         Ok(())
     }
@@ -171,7 +173,7 @@ impl PartialBlob {
     /// Takes in the good segments of the file and cuts off the rest.
     fn adopt_segments(&mut self) -> Result<()> {
         let fail = |e| Error::io("read", &self.path, e);
-        let len = self.file.metadata().map_err(fail)?.len();
+        let len = self.file.size().map_err(fail)?;
         let mut good = segment_offset(0);
         let mut sealed = Vec::new();
         for index in 0..segments(self.header.size) {
@@ -191,17 +193,9 @@ impl PartialBlob {
         }
         if good != len {
             self.file
-                .set_len(good)
+                .set_size(good)
                 .map_err(|e| Error::io("cut", &self.path, e))?;
         }
         Ok(())
-    }
-}
-
-fn same_file(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
-        _ => false,
     }
 }

@@ -1,21 +1,17 @@
 //! Reading a blob from any offset, one verified segment at a time.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    os::unix::fs::FileExt,
-};
+use std::io::{self, Read};
 
 use super::{
     Error,
     segment::{BlobKeys, Header, SEGMENT_BYTES, sealed_bytes, segment_offset},
 };
-use crate::id::Digest;
+use crate::{id::Digest, store::disk::DiskFile};
 
 /// The contents of a blob, as [`Read`].
 #[derive(Debug)]
 pub struct BlobReader {
-    file: File,
+    file: Box<dyn DiskFile>,
     keys: BlobKeys,
     header: Header,
     /// Where the next byte comes from, in the contents.
@@ -26,7 +22,12 @@ pub struct BlobReader {
 }
 
 impl BlobReader {
-    pub(super) fn new(file: File, keys: BlobKeys, header: Header, offset: u64) -> Self {
+    pub(super) fn new(
+        file: Box<dyn DiskFile>,
+        keys: BlobKeys,
+        header: Header,
+        offset: u64,
+    ) -> Self {
         Self {
             file,
             keys,

@@ -9,7 +9,7 @@
 //! the last one. So segments cannot be moved, exchanged between files, dropped or appended. The
 //! header's MAC ties the file id to digest and size. Numbers are little-endian.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -20,6 +20,7 @@ use crate::{
     store::{
         Cipher, MasterKey,
         crypt::{Forged, Purpose, SEAL_OVERHEAD_BYTES},
+        disk::DiskFile,
     },
 };
 
@@ -175,7 +176,12 @@ impl SegmentWriter {
         self.index += 1;
     }
 
-    pub(super) fn write(&mut self, file: &File, path: &Path, mut bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(
+        &mut self,
+        file: &mut dyn DiskFile,
+        path: &Path,
+        mut bytes: &[u8],
+    ) -> Result<()> {
         while !bytes.is_empty() {
             if self.pending.len() == SEGMENT_BYTES {
                 self.seal(file, path, false)?;
@@ -191,7 +197,7 @@ impl SegmentWriter {
     }
 
     /// Seals what is held back as a segment. After an error it is still held back.
-    pub(super) fn seal(&mut self, file: &File, path: &Path, last: bool) -> Result<()> {
+    pub(super) fn seal(&mut self, file: &mut dyn DiskFile, path: &Path, last: bool) -> Result<()> {
         self.sealed.clear();
         self.keys
             .segments

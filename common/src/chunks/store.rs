@@ -1,12 +1,9 @@
 //! The store's directory and its blobs.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
 };
 
 use super::{
@@ -17,7 +14,7 @@ use crate::{
     id::Digest,
     store::{
         MasterKey,
-        disk::{FILE_MODE, create_dir, sync_dir},
+        disk::{Disk, DiskFile, OsDisk},
     },
 };
 
@@ -29,6 +26,7 @@ pub struct BlobStore(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    disk: Arc<dyn Disk>,
     blobs: PathBuf,
     partial: PathBuf,
     temp: PathBuf,
@@ -41,26 +39,42 @@ impl BlobStore {
     /// # Errors
     /// [`Error::WrongKey`] for a store that was made under another key; [`Error::Io`].
     pub fn open(dir: &Path, key: &MasterKey) -> Result<Self> {
+        Self::open_on(Arc::new(OsDisk), dir, key)
+    }
+
+    /// As [`BlobStore::open`], on another file layer; tests put faults there.
+    ///
+    /// # Errors
+    /// As [`BlobStore::open`].
+    pub fn open_on(disk: Arc<dyn Disk>, dir: &Path, key: &MasterKey) -> Result<Self> {
         let keys = BlobKeys::new(key);
         let inner = Inner {
+            disk,
             blobs: dir.join("blobs"),
             partial: dir.join("partial"),
             temp: dir.join("tmp"),
             keys,
         };
-        let make = |path: &Path| create_dir(path).map_err(|e| Error::io("create", path, e));
+        let disk = &*inner.disk;
+        let make = |path: &Path| {
+            let made = disk.create_dir(path);
+            made.map_err(|e| Error::io("create", path, e))
+        };
         make(dir)?;
-        check_key(dir, &inner.keys)?;
+        check_key(disk, dir, &inner.keys)?;
         [&inner.blobs, &inner.partial, &inner.temp]
             .into_iter()
             .try_for_each(|d| make(d))?;
+        // A killed process leaves blobs whose names are not durable yet.
+        let synced = disk.sync_dir(&inner.blobs);
+        synced.map_err(|e| Error::io("flush directory", &inner.blobs, e))?;
         Ok(Self(Arc::new(inner)))
     }
 
     /// Whether the blob is here.
     #[must_use]
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.blob_path(digest).is_file()
+        self.0.disk.info(&self.blob_path(digest)).is_ok()
     }
 
     /// The size of a blob's contents, in bytes.
@@ -117,9 +131,8 @@ impl BlobStore {
         let dir = &self.0.blobs;
         let fail = |e| Error::io("list", dir, e);
         let mut digests = Vec::new();
-        for entry in fs::read_dir(dir).map_err(fail)? {
-            digests.extend(digest_of_name(&entry.map_err(fail)?.file_name()));
-        }
+        let names = self.0.disk.list(dir).map_err(fail)?;
+        digests.extend(names.iter().filter_map(|name| digest_of_name(name)));
         digests.sort_unstable();
         Ok(digests)
     }
@@ -130,7 +143,7 @@ impl BlobStore {
     /// [`Error::Io`].
     pub fn remove(&self, digest: &Digest) -> Result<bool> {
         let path = self.blob_path(digest);
-        match fs::remove_file(&path) {
+        match self.0.disk.remove(&path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(Error::io("remove", &path, e)),
@@ -144,25 +157,21 @@ impl BlobStore {
     /// [`Error::Io`].
     pub fn touch(&self, digest: &Digest) -> Result<bool> {
         let path = self.blob_path(digest);
-        let touched = File::open(&path).and_then(|f| f.set_modified(SystemTime::now()));
-        match touched {
+        match self.0.disk.touch(&path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(Error::io("touch", &path, e)),
         }
     }
 
-    fn open_blob(&self, digest: &Digest) -> Result<(File, Header)> {
+    fn open_blob(&self, digest: &Digest) -> Result<(Box<dyn DiskFile>, Header)> {
         let path = self.blob_path(digest);
-        let file = File::open(&path).map_err(|e| match e.kind() {
+        let file = self.0.disk.open(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::NotFound { digest: *digest },
             _ => Error::io("open", &path, e),
         })?;
-        let size = file
-            .metadata()
-            .map_err(|e| Error::io("inspect", &path, e))?
-            .len();
-        let header = read_header(&file, &self.0.keys, size);
+        let size = file.size().map_err(|e| Error::io("inspect", &path, e))?;
+        let header = read_header(&*file, &self.0.keys, size);
         match header.map_err(|e| Error::io("read", &path, e))? {
             Some(header) if header.digest == *digest && file_bytes(header.size) == Some(size) => {
                 Ok((file, header))
@@ -172,6 +181,10 @@ impl BlobStore {
                 segment: None,
             }),
         }
+    }
+
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.0.disk
     }
 
     pub(super) fn keys(&self) -> &BlobKeys {
@@ -198,18 +211,28 @@ impl BlobStore {
         self.0.partial.join(format!("{}.part", digest.hex()))
     }
 
-    /// Flushes a whole, verified file and gives it its name.
-    pub(super) fn install(&self, file: &File, from: &Path, digest: &Digest) -> Result<()> {
-        let to = self.blob_path(digest);
-        file.sync_all().map_err(|e| Error::io("flush", from, e))?;
-        fs::rename(from, &to).map_err(|e| Error::io("rename", from, e))?;
-        sync_dir(&self.0.blobs).map_err(|e| Error::io("flush directory", &self.0.blobs, e))
+    /// Flushes a whole, verified file and gives it its name. After an error the file must not be
+    /// flushed again and trusted.
+    pub(super) fn install(
+        &self,
+        file: &mut dyn DiskFile,
+        from: &Path,
+        digest: &Digest,
+    ) -> Result<()> {
+        let (to, dir) = (self.blob_path(digest), &self.0.blobs);
+        file.sync().map_err(|e| Error::io("flush", from, e))?;
+        let renamed = self.0.disk.rename(from, &to);
+        renamed.map_err(|e| Error::io("rename", from, e))?;
+        self.0.disk.sync_dir(dir).map_err(|e| {
+            // Who finds it would take it for durable.
+            let _ = self.0.disk.remove(&to);
+            Error::io("flush directory", dir, e)
+        })
     }
 }
 
 /// The digest that a file name of `blobs/` stands for.
-pub(super) fn digest_of_name(name: &std::ffi::OsStr) -> Option<Digest> {
-    let hex = name.to_str()?;
+pub(super) fn digest_of_name(hex: &str) -> Option<Digest> {
     format!("sha256:{hex}")
         .parse()
         .ok()
@@ -217,7 +240,11 @@ pub(super) fn digest_of_name(name: &std::ffi::OsStr) -> Option<Digest> {
 }
 
 /// The header of a file of `size` bytes, if it has an authentic one.
-pub(super) fn read_header(file: &File, keys: &BlobKeys, size: u64) -> io::Result<Option<Header>> {
+pub(super) fn read_header(
+    file: &dyn DiskFile,
+    keys: &BlobKeys,
+    size: u64,
+) -> io::Result<Option<Header>> {
     if size < HEADER_BYTES as u64 {
         return Ok(None);
     }
@@ -227,26 +254,28 @@ pub(super) fn read_header(file: &File, keys: &BlobKeys, size: u64) -> io::Result
 }
 
 /// Compares the key with the one of the first open.
-fn check_key(dir: &Path, keys: &BlobKeys) -> Result<()> {
+fn check_key(disk: &dyn Disk, dir: &Path, keys: &BlobKeys) -> Result<()> {
     let path = dir.join(KEY_CHECK_FILE);
-    match fs::read(&path) {
-        Ok(found) if found == keys.key_check() => Ok(()),
+    let expected = keys.key_check();
+    let found = disk.open(&path).and_then(|file| {
+        let mut found = [0; 32];
+        if file.size()? == found.len() as u64 {
+            file.read_exact_at(&mut found, 0)?;
+        }
+        Ok(found)
+    });
+    match found {
+        Ok(found) if found == expected => Ok(()),
         Ok(_) => Err(Error::WrongKey { path: dir.into() }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let temp = dir.join(format!("{KEY_CHECK_FILE}.tmp"));
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(FILE_MODE)
-                .open(&temp)
-                .and_then(|mut file| {
-                    file.write_all(&keys.key_check())?;
-                    file.sync_all()?;
-                    fs::rename(&temp, &path)?;
-                    sync_dir(dir)
-                })
-                .map_err(|e| Error::io("write", &path, e))
+            let written = disk.create(&temp).and_then(|mut file| {
+                file.write_all_at(&expected, 0)?;
+                file.sync()?;
+                disk.rename(&temp, &path)?;
+                disk.sync_dir(dir)
+            });
+            written.map_err(|e| Error::io("write", &path, e))
         }
         Err(e) => Err(Error::io("read", &path, e)),
     }

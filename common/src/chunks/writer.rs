@@ -1,19 +1,19 @@
 //! Writing a new blob from a stream.
 
 use std::{
-    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::{
     BlobStore, Error, Result,
     segment::{Header, SegmentWriter},
 };
-use crate::{id::Digest, store::disk::FILE_MODE};
+use crate::{
+    id::Digest,
+    store::disk::{Disk, DiskFile},
+};
 
 impl BlobStore {
     /// Begins a blob of at most `limit` bytes. What is known of it is checked at
@@ -35,15 +35,10 @@ impl BlobStore {
             .map_err(|e| Error::Seal(Box::new(crate::store::Error::Random(e))))?;
         let name = data_encoding::HEXLOWER.encode(&file_id[..16]);
         let path = self.temp_dir().join(name);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(FILE_MODE)
-            .open(&path)
-            .map_err(|e| Error::io("create", &path, e))?;
-        let temp = TempFile(path);
-        lock_file(&file, &temp.0)?;
+        let create = self.disk().create(&path);
+        let file = create.map_err(|e| Error::io("create", &path, e))?;
+        let temp = TempFile(path, self.disk().clone());
+        lock_file(&*file, &temp.0)?;
         let segments = SegmentWriter::new(self.keys().clone(), file_id);
         Ok(BlobWriter {
             store: self.clone(),
@@ -76,7 +71,7 @@ impl BlobStore {
 #[derive(Debug)]
 pub struct BlobWriter {
     store: BlobStore,
-    file: File,
+    file: Box<dyn DiskFile>,
     temp: TempFile,
     segments: SegmentWriter,
     expected: Option<Digest>,
@@ -93,7 +88,7 @@ impl BlobWriter {
         if bytes.len() as u64 > self.limit - self.segments.size() {
             return Err(Error::TooLarge { limit: self.limit });
         }
-        self.segments.write(&self.file, &self.temp.0, bytes)
+        self.segments.write(&mut *self.file, &self.temp.0, bytes)
     }
 
     /// Contents so far, in bytes.
@@ -123,7 +118,7 @@ impl BlobWriter {
             });
         }
         let path = &self.temp.0;
-        self.segments.seal(&self.file, path, true)?;
+        self.segments.seal(&mut *self.file, path, true)?;
         let header = Header {
             file_id: self.segments.file_id(),
             size,
@@ -132,7 +127,7 @@ impl BlobWriter {
         self.file
             .write_all_at(&self.store.keys().encode_header(&header), 0)
             .map_err(|e| Error::io("write", path, e))?;
-        self.store.install(&self.file, path, &digest)?;
+        self.store.install(&mut *self.file, path, &digest)?;
         Ok(digest)
     }
 }
@@ -150,20 +145,16 @@ impl Write for BlobWriter {
 
 /// Removes its file when dropped; after a rename there is none.
 #[derive(Debug)]
-struct TempFile(PathBuf);
+struct TempFile(PathBuf, Arc<dyn Disk>);
 
 impl Drop for TempFile {
     fn drop(&mut self) {
         // What cannot be removed now is collected later.
-        let _ = fs::remove_file(&self.0);
+        let _ = self.1.remove(&self.0);
     }
 }
 
 /// Marks a file as in use; collection leaves it alone. `false`: someone else has it.
-pub(super) fn lock_file(file: &File, path: &Path) -> Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(errno) => Err(Error::io("lock", path, errno.into())),
-    }
+pub(super) fn lock_file(file: &dyn DiskFile, path: &Path) -> Result<bool> {
+    file.try_lock().map_err(|e| Error::io("lock", path, e))
 }

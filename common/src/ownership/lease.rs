@@ -54,10 +54,12 @@ pub struct Leases<K> {
     barred: BTreeMap<K, Epoch>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Granted {
     /// Drift included.
     until: BootMs,
+    /// Until then a new owner may not have asked yet.
+    grace: Option<BootMs>,
 }
 
 impl<K: Ord + Clone> Leases<K> {
@@ -88,9 +90,10 @@ impl<K: Ord + Clone> Leases<K> {
             return false;
         }
         let until = now.plus(ttl_ms).plus(drift_ms(ttl_ms));
-        let granted = self.granted.entry(key.clone());
-        let granted = granted.or_insert(Granted { until });
+        let granted = self.granted.entry(key.clone()).or_default();
         granted.until = granted.until.max(until);
+        // It has asked.
+        granted.grace = None;
         true
     }
 
@@ -99,19 +102,15 @@ impl<K: Ord + Clone> Leases<K> {
     #[must_use]
     pub fn over(&self, key: &K, ttl_ms: u64) -> BootMs {
         let before = self.began.plus(ttl_ms).plus(drift_ms(ttl_ms));
-        let since = self
-            .granted
-            .get(key)
-            .map_or(before, |granted| granted.until);
+        let granted = self.granted.get(key).copied().unwrap_or_default();
+        let since = granted.until.max(granted.grace.unwrap_or_default());
         before.max(since)
     }
 
-    /// Nobody takes the instance over before `until`, whether or not a lease is asked for: its owner
-    /// is new.
+    /// The instance has a new owner: nobody takes it over before that has asked for a lease, or
+    /// `until` has come.
     pub fn expect(&mut self, key: &K, until: BootMs) {
-        let granted = self.granted.entry(key.clone());
-        let granted = granted.or_insert(Granted { until });
-        granted.until = granted.until.max(until);
+        self.granted.entry(key.clone()).or_default().grace = Some(until);
     }
 
     /// Grants no more for epochs up to `epoch`, if nobody can hold a lease on them any more: somebody
@@ -239,6 +238,20 @@ mod tests {
     fn a_start_waits_for_leases_of_before() {
         let leases = Leases::<u8>::new(BootMs(50));
         assert_eq!(leases.over(&1, 10_000), BootMs(10_300));
+    }
+
+    #[test]
+    fn a_new_owner_gets_time_to_ask() {
+        let mut leases = Leases::new(BootMs(0));
+        let mut record = Ownership::new(Epoch(0));
+        record.assign('a');
+        leases.expect(&1, BootMs(9_000));
+        assert_eq!(leases.over(&1, 1_000), BootMs(9_000));
+        assert!(leases.grant(&1, &record, &'a', token(1, 1), 1_000, BootMs(500)));
+        assert_eq!(leases.over(&1, 1_000), BootMs(1_570));
+        assert!(!leases.take(&1, Epoch(1), 1_000, BootMs(1_569)));
+        assert!(leases.take(&1, Epoch(1), 1_000, BootMs(1_570)));
+        assert!(!leases.grant(&1, &record, &'a', token(1, 1), 1_000, BootMs(1_570)));
     }
 
     #[test]

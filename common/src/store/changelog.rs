@@ -11,7 +11,8 @@
 //! cut. A whole frame behind a broken one proves damage, which is an [`Error::Damaged`].
 //!
 //! A write that fails is undone and may be tried again; after a failed sync the log is broken for
-//! good ([`Log::is_broken`]): its owner goes on with a new base and a new log. Blocks; numbers are
+//! good ([`Log::is_broken`]): its owner goes on with a new base and a new log. What recovery gives
+//! is durable, also after a process that was killed before its sync. Blocks; numbers are
 //! little-endian.
 
 use std::{
@@ -229,20 +230,20 @@ impl Log {
         Ok((log, torn))
     }
 
-    /// Cuts what is behind the last whole frame, unless that proves damage.
+    /// Cuts what is behind the last whole frame, unless that proves damage, and makes the rest
+    /// durable: a process that was killed leaves frames that can be read and were never synced.
     fn cut_tail(&mut self, size: u64) -> Result<Option<Torn>, Error> {
-        if self.end == size {
-            return Ok(None);
-        }
-        if self.has_frame_after(self.end + 1, size)? {
-            return Err(self.damaged("a frame does not verify, and later ones do"));
-        }
         let bytes = size - self.end;
         let path = self.path.clone();
-        let cut = self.file.set_size(self.end);
-        cut.map_err(|e| Error::io("cut", &path, e))?;
+        if bytes > 0 {
+            if self.has_frame_after(self.end + 1, size)? {
+                return Err(self.damaged("a frame does not verify, and later ones do"));
+            }
+            let cut = self.file.set_size(self.end);
+            cut.map_err(|e| Error::io("cut", &path, e))?;
+        }
         self.file.sync().map_err(|e| Error::io("sync", &path, e))?;
-        Ok(Some(Torn { bytes }))
+        Ok((bytes > 0).then_some(Torn { bytes }))
     }
 
     fn damaged(&self, what: &'static str) -> Error {
@@ -338,8 +339,10 @@ impl Log {
             return Err(Error::io("write", &self.path, error));
         }
         if let Err(error) = self.file.sync() {
-            // What the disk has of it is not known, and the next sync would not say.
+            // What the disk has of it is not known, and the next sync would not say. The next
+            // process must not see it as if it were there.
             self.broken = true;
+            let _ = self.file.set_size(self.end);
             return Err(Error::io("sync", &self.path, error));
         }
         self.next += 1;
@@ -371,6 +374,9 @@ impl Log {
     }
 }
 
+#[cfg(test)]
+#[path = "changelog_power_test.rs"]
+mod power_tests;
 #[cfg(test)]
 #[path = "changelog_test.rs"]
 mod tests;

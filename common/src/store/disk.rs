@@ -4,9 +4,12 @@ use std::{
     fmt,
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
+    time::SystemTime,
 };
+
+use rustix::fs::{FlockOperation, flock};
 
 /// Mode of every directory that a store makes.
 pub const DIR_MODE: u32 = 0o700;
@@ -27,10 +30,38 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// The names in a directory, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    // What only blob stores need.
+
+    /// Makes a directory and what is missing above it; its name is durable.
+    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Opens a file for reading and writing; makes it if it is missing.
+    fn open_or_create(&self, _path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// About a file; what is no file is not found.
+    fn info(&self, _path: &Path) -> io::Result<Info> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Has a file count as written now.
+    fn touch(&self, _path: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// About a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// Its length, in bytes.
+    pub bytes: u64,
+    /// When it was last written, if that is known.
+    pub modified: Option<SystemTime>,
 }
 
 /// An open file of a [`Disk`].
-pub trait DiskFile: fmt::Debug + Send {
+pub trait DiskFile: fmt::Debug + Send + Sync {
     /// Its length in bytes.
     fn size(&self) -> io::Result<u64>;
     /// Fills `buf` from `offset` on.
@@ -41,6 +72,14 @@ pub trait DiskFile: fmt::Debug + Send {
     fn set_size(&mut self, size: u64) -> io::Result<()>;
     /// Makes contents and length durable.
     fn sync(&mut self) -> io::Result<()>;
+    /// Marks the file as in use until it is closed; `false`: someone else has it.
+    fn try_lock(&self) -> io::Result<bool> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Whether this file has this name.
+    fn is_at(&self, _path: &Path) -> bool {
+        false
+    }
 }
 
 /// The machine's own file system.
@@ -85,6 +124,36 @@ impl Disk for OsDisk {
             .filter_map(|entry| entry.map(|e| e.file_name().into_string().ok()).transpose())
             .collect()
     }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        create_dir(dir)
+    }
+
+    fn open_or_create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(path)?;
+        Ok(Box::new(OsFile(file)))
+    }
+
+    fn info(&self, path: &Path) -> io::Result<Info> {
+        let meta = fs::metadata(path)?;
+        if !meta.is_file() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Info {
+            bytes: meta.len(),
+            modified: meta.modified().ok(),
+        })
+    }
+
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.set_modified(SystemTime::now())
+    }
 }
 
 impl DiskFile for OsFile {
@@ -106,6 +175,21 @@ impl DiskFile for OsFile {
 
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        match flock(&self.0, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        match (self.0.metadata(), fs::metadata(path)) {
+            (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
+            _ => false,
+        }
     }
 }
 

@@ -32,14 +32,20 @@ pub enum Error {
         /// The file that could not grow.
         path: PathBuf,
     },
-    /// The flush of this commit failed: whether it is kept is known only after a reopen.
-    #[error("a flush to disk failed ({reason}); restart to recover, the outcome is unknown")]
+    /// The flush of this commit failed: whether it is kept is known when the store works again.
+    #[error(
+        "a flush to disk failed ({reason}), the outcome is unknown; the store recovers by itself \
+         when the disk works again"
+    )]
     SyncFailed {
         /// What failed.
         reason: Arc<str>,
     },
-    /// An earlier failure made the store refuse writes.
-    #[error("the store refuses writes since an earlier failure ({reason}); restart to recover")]
+    /// An earlier failure made the store refuse writes; each commit tries to mend it first.
+    #[error(
+        "the store refuses writes since an earlier failure ({reason}), and could not be mended \
+         yet: mend the disk and try again"
+    )]
     Poisoned {
         /// What failed then.
         reason: Arc<str>,
@@ -73,6 +79,16 @@ pub enum Error {
         key: Key,
         /// The value's length in bytes.
         len: usize,
+    },
+    /// A value is too large for the file that holds it.
+    #[error("{len} bytes are too many for {}, the limit is {limit}", path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The value's length in bytes.
+        len: usize,
+        /// How many are allowed.
+        limit: usize,
     },
     /// A transaction has too many operations or bytes.
     #[error("a transaction is too large: {what} is {actual}, the limit is {limit}")]
@@ -122,8 +138,8 @@ pub enum Error {
         /// What is affected.
         affected: String,
     },
-    /// The index failed. The journal is intact: the next open rebuilds the index.
-    #[error("the index failed while it had to {action} ({reason}); restart to rebuild it")]
+    /// The index failed. The journal is intact: the next commit or open rebuilds the index.
+    #[error("the index failed while it had to {action} ({reason}); it is rebuilt from the journal")]
     Index {
         /// What it was doing.
         action: &'static str,
@@ -180,7 +196,7 @@ impl Error {
     pub fn retryable(&self) -> bool {
         matches!(
             self,
-            Self::NoSpace { .. } | Self::Io { .. } | Self::Conflict { .. }
+            Self::NoSpace { .. } | Self::Io { .. } | Self::Conflict { .. } | Self::Poisoned { .. }
         )
     }
 

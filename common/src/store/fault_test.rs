@@ -1,279 +1,18 @@
-//! The journal on a disk that crashes, tears writes and fails at every operation.
-//!
-//! [`SimDisk`] keeps two images: what the process sees, and what is durable. A crash leaves the
-//! durable image, with unflushed writes dropped, kept, or torn.
+//! The journal on a disk that fails at every operation, in every way.
 
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-};
+use std::{io, path::Path};
 
 use bytes::Bytes;
 
 use super::{
-    Error, Key, MasterKey, Op, Result, Revision,
-    disk::{Disk, DiskFile},
-    journal::{Journal, Replayed},
+    Error, Key, Op, Revision,
+    disk::Disk,
+    journal::Journal,
+    powercut::{Fault, Rng, SimDisk},
+    powercut_test::{DIR, Run, State, apply, contents, open},
 };
-
-/// What becomes of unflushed work in a crash.
-#[derive(Debug, Clone, Copy)]
-enum Unflushed {
-    Dropped,
-    Kept,
-    /// Of each file's unflushed bytes, the first half is there and the rest is garbage.
-    Torn,
-    /// As torn, but only the file's length got there.
-    Zeroed,
-}
-
-/// What goes wrong at one operation.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
-    /// It fails once, a write half done.
-    Error(io::ErrorKind),
-    /// It and everything after it fails: the process is dead.
-    Crash,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Contents {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
-}
-
-#[derive(Debug, Default)]
-struct Sim {
-    files: Vec<Contents>,
-    names: BTreeMap<PathBuf, usize>,
-    durable_names: BTreeMap<PathBuf, usize>,
-    operations: usize,
-    fault: Option<(usize, Fault)>,
-    syncs: usize,
-}
-
-#[derive(Debug, Clone, Default)]
-struct SimDisk(Arc<Mutex<Sim>>);
-
-#[derive(Debug)]
-struct SimFile {
-    disk: SimDisk,
-    id: usize,
-}
-
-impl Sim {
-    /// Counts an operation; says whether it must fail.
-    fn operate(&mut self) -> io::Result<()> {
-        let now = self.operations;
-        self.operations += 1;
-        match self.fault {
-            Some((at, Fault::Error(kind))) if at == now => Err(kind.into()),
-            Some((at, Fault::Crash)) if at <= now => Err(io::Error::other("crashed")),
-            _ => Ok(()),
-        }
-    }
-
-    fn find(&self, path: &Path) -> io::Result<usize> {
-        self.names
-            .get(path)
-            .copied()
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-}
-
-impl SimDisk {
-    fn with<T>(&self, act: impl FnOnce(&mut Sim) -> T) -> T {
-        act(&mut self.0.lock().unwrap())
-    }
-
-    /// The disk after a power cut.
-    fn after_crash(&self, unflushed: Unflushed) -> Self {
-        self.with(|sim| {
-            let survive = |c: &Contents| {
-                let mut bytes = match unflushed {
-                    Unflushed::Dropped => c.durable.clone(),
-                    _ => c.seen.clone(),
-                };
-                let common = c
-                    .durable
-                    .iter()
-                    .zip(&c.seen)
-                    .take_while(|(a, b)| a == b)
-                    .count();
-                let middle = common + (bytes.len() - common) / 2;
-                match unflushed {
-                    Unflushed::Torn => bytes[middle..].iter_mut().for_each(|b| *b ^= 0x5A),
-                    Unflushed::Zeroed => bytes[common..].fill(0),
-                    _ => {}
-                }
-                Contents {
-                    seen: bytes.clone(),
-                    durable: bytes,
-                }
-            };
-            let names = match unflushed {
-                Unflushed::Dropped => sim.durable_names.clone(),
-                _ => sim.names.clone(),
-            };
-            Self(Arc::new(Mutex::new(Sim {
-                files: sim.files.iter().map(survive).collect(),
-                durable_names: names.clone(),
-                names,
-                ..Sim::default()
-            })))
-        })
-    }
-
-    fn file(&self, id: usize) -> Box<dyn DiskFile> {
-        Box::new(SimFile {
-            disk: self.clone(),
-            id,
-        })
-    }
-}
-
-impl Disk for SimDisk {
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let id = self.with(|sim| {
-            sim.operate()?;
-            sim.files.push(Contents::default());
-            sim.names.insert(path.into(), sim.files.len() - 1);
-            io::Result::Ok(sim.files.len() - 1)
-        })?;
-        Ok(self.file(id))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.file(self.with(|sim| sim.find(path))?))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.with(|sim| {
-            sim.operate()?;
-            let id = sim.find(from)?;
-            sim.names.remove(from);
-            sim.names.insert(to.into(), id);
-            Ok(())
-        })
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.with(|sim| {
-            sim.operate()?;
-            sim.find(path)?;
-            sim.names.remove(path);
-            Ok(())
-        })
-    }
-
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        self.with(|sim| {
-            sim.operate()?;
-            sim.durable_names = sim.names.clone();
-            Ok(())
-        })
-    }
-
-    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
-        let name = |p: &PathBuf| p.file_name().unwrap().to_str().unwrap().to_owned();
-        Ok(self.with(|sim| sim.names.keys().map(name).collect()))
-    }
-}
-
-impl DiskFile for SimFile {
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.disk.with(|sim| sim.files[self.id].seen.len() as u64))
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.disk.with(|sim| {
-            let start = usize::try_from(offset).unwrap();
-            let bytes = sim.files[self.id].seen.get(start..start + buf.len());
-            buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-            Ok(())
-        })
-    }
-
-    fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.disk.with(|sim| {
-            let result = sim.operate();
-            let buf = if result.is_ok() {
-                buf
-            } else {
-                &buf[..buf.len() / 2]
-            };
-            let start = usize::try_from(offset).unwrap();
-            let seen = &mut sim.files[self.id].seen;
-            seen.resize(seen.len().max(start + buf.len()), 0);
-            seen[start..start + buf.len()].copy_from_slice(buf);
-            result
-        })
-    }
-
-    fn set_size(&mut self, size: u64) -> io::Result<()> {
-        self.disk.with(|sim| {
-            sim.operate()?;
-            sim.files[self.id]
-                .seen
-                .resize(usize::try_from(size).unwrap(), 0);
-            Ok(())
-        })
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.disk.with(|sim| {
-            sim.operate()?;
-            sim.syncs += 1;
-            let file = &mut sim.files[self.id];
-            file.durable = file.seen.clone();
-            Ok(())
-        })
-    }
-}
-
-type State = BTreeMap<Key, (Revision, Bytes)>;
-
-const DIR: &str = "/sim";
-
-fn open(disk: &SimDisk) -> Result<Journal> {
-    let mut journal = Journal::open(
-        Arc::new(disk.clone()),
-        Path::new(DIR),
-        &MasterKey::from_bytes([2; 32]),
-    )?;
-    journal.repair()?;
-    Ok(journal)
-}
-
-fn contents(journal: &Journal) -> State {
-    let mut state = State::new();
-    journal
-        .replay(None, &mut |replayed| {
-            match replayed {
-                Replayed::Record(key, revision, value) => {
-                    state.insert(key, (revision, value));
-                }
-                Replayed::SnapshotEnd(_) => {}
-                Replayed::Commit(revision, ops) => apply(&mut state, revision, &ops),
-            }
-            Ok(())
-        })
-        .unwrap();
-    state
-}
-
-fn apply(state: &mut State, revision: Revision, ops: &[Op]) {
-    for op in ops {
-        match op {
-            Op::Put(key, value) => state.insert(key.clone(), (revision, value.clone())),
-            Op::Delete(key) => state.remove(key),
-        };
-    }
-}
 
 /// A fixed history: groups of commits, with overwriting and deleting.
 fn group(step: u64) -> Vec<Vec<Op>> {
@@ -286,127 +25,182 @@ fn group(step: u64) -> Vec<Vec<Op>> {
     }
 }
 
-/// States by revision, of everything that was ever tried.
-struct Run {
-    history: Vec<State>,
-    acknowledged: Revision,
+/// Demands that a failure says what failed and why.
+fn is_typed(error: &Error) -> bool {
+    let named = error.to_string().contains(DIR) || error.to_string().contains("flush");
+    let typed = matches!(
+        error,
+        Error::NoSpace { .. }
+            | Error::Io { .. }
+            | Error::SyncFailed { .. }
+            | Error::Poisoned { .. }
+    );
+    named && typed
 }
 
-/// Works through the history, compacting now and then, until the disk is dead or it is done.
-fn work(disk: &SimDisk) -> Run {
-    let mut run = Run {
-        history: vec![State::new()],
-        acknowledged: Revision::ZERO,
+/// Makes a group durable on a disk on which one thing goes wrong; without opening anew.
+fn append(disk: &SimDisk, journal: &mut Journal, run: &mut Run, group: &[Vec<Op>], context: &str) {
+    run.attempt(journal.last(), group);
+    let Err(error) = journal.append(group) else {
+        return;
     };
-    let Ok(mut journal) = open(disk) else {
-        return run;
-    };
+    assert!(is_typed(&error), "{context}: {error}");
+    // As it is now: the group is there as a whole, or part of it in order, or not at all.
+    let acknowledged = run.acknowledged(usize::MAX);
+    for image in disk.cut().images(&mut Rng::new(1), 4) {
+        run.check(
+            &image,
+            acknowledged,
+            &format!("{context}, cut after {error}"),
+        );
+    }
+    run.check(
+        &disk.killed(),
+        acknowledged,
+        &format!("{context}, killed after {error}"),
+    );
+    if journal.poisoned().is_some() {
+        assert!(
+            !matches!(error, Error::NoSpace { .. } | Error::Io { .. }),
+            "{error}"
+        );
+        assert!(matches!(journal.append(group), Err(Error::Poisoned { .. })));
+        if let Err(error) = journal.renew() {
+            assert!(is_typed(&error), "{context}: {error}");
+            let image = disk.cut().kept();
+            run.check(&image, acknowledged, &format!("{context}, mended in vain"));
+            journal.renew().unwrap_or_else(|e| panic!("{context}: {e}"));
+        }
+        assert_eq!(
+            contents(journal),
+            run.history[usize::try_from(journal.last().0).unwrap()],
+            "{context}: what failed is not there"
+        );
+    }
+    run.attempt(journal.last(), group);
+    journal
+        .append(group)
+        .unwrap_or_else(|e| panic!("{context}: {e}"));
+}
+
+/// Works through the history, compacting now and then.
+fn work(disk: &SimDisk, context: &str) -> Run {
+    let mut run = Run::new();
+    let tries = || open(disk).or_else(|_| open(disk)).or_else(|_| open(disk));
+    let mut journal = tries().unwrap_or_else(|e| panic!("{context}: {e}"));
     for step in 0..12 {
         let group = group(step);
-        // A failed write may be followed by another try, which takes the same revisions.
-        run.history
-            .truncate(usize::try_from(journal.last().0).unwrap() + 1);
-        for ops in &group {
-            let mut state = run.history.last().unwrap().clone();
-            apply(&mut state, Revision(run.history.len() as u64), ops);
-            run.history.push(state);
-        }
-        if journal.append(&group).is_ok() {
-            run.acknowledged = journal.last();
-        } else if matches!(journal.append(&group), Err(Error::Poisoned { .. })) {
-            return run;
-        } else {
-            run.acknowledged = journal.last();
-        }
-        if step % 4 == 3 {
-            let _ = journal.compact();
+        append(disk, &mut journal, &mut run, &group, context);
+        run.acknowledge(disk, journal.last());
+        if step % 4 == 3
+            && let Err(error) = journal.compact()
+        {
+            assert!(is_typed(&error), "{context}: {error}");
+            for image in disk.cut().images(&mut Rng::new(1), 4) {
+                run.check(
+                    &image,
+                    journal.last(),
+                    &format!("{context}, cut after {error}"),
+                );
+            }
+            run.check(
+                &disk.killed(),
+                journal.last(),
+                &format!("{context}, killed"),
+            );
         }
     }
     run
 }
 
-/// Opens the disk and demands everything that was acknowledged, and nothing that never was.
-fn check(disk: &SimDisk, run: &Run, context: &str) {
-    let journal = open(disk).unwrap_or_else(|e| panic!("{context}: {e}"));
-    let last = journal.last();
-    assert!(
-        last >= run.acknowledged,
-        "{context}: lost {last}..{}",
-        run.acknowledged
-    );
-    let expected = &run.history[usize::try_from(last.0).unwrap()];
-    assert_eq!(&contents(&journal), expected, "{context}: at {last}");
-    // It works again.
-    let mut journal = journal;
-    journal.append(&group(0)).unwrap();
-    journal.compact().unwrap();
-    assert_eq!(
-        open(disk).unwrap().last(),
-        Revision(last.0 + 2),
-        "{context}"
-    );
-}
-
-fn operations_of_a_run() -> usize {
+#[test]
+fn any_failed_operation_is_survived_without_opening_anew() {
     let disk = SimDisk::default();
-    let run = work(&disk);
-    assert_eq!(run.acknowledged, Revision(16));
-    disk.with(|sim| sim.operations)
-}
-
-#[test]
-fn power_cut_at_every_operation_loses_nothing() {
-    let operations = operations_of_a_run();
-    let mut images = 0;
-    for at in 0..operations {
-        let disk = SimDisk::default();
-        disk.with(|sim| sim.fault = Some((at, Fault::Crash)));
-        let run = work(&disk);
-        for unflushed in [
-            Unflushed::Dropped,
-            Unflushed::Kept,
-            Unflushed::Torn,
-            Unflushed::Zeroed,
-        ] {
-            let image = disk.after_crash(unflushed);
-            check(&image, &run, &format!("operation {at}, {unflushed:?}"));
-            images += 1;
-        }
-    }
-    assert!(images > 150, "{images} images are too few to mean anything");
-}
-
-#[test]
-fn any_failed_operation_loses_nothing() {
-    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
-        for at in 0..operations_of_a_run() {
+    assert_eq!(work(&disk, "").acknowledged(usize::MAX), Revision(16));
+    let sites = disk.operations();
+    let (full, broken) = (io::ErrorKind::StorageFull, io::ErrorKind::Other);
+    let faults = [
+        Fault::Error(full),
+        Fault::Error(broken),
+        Fault::Short(full),
+        Fault::Short(broken),
+        Fault::Late(broken),
+    ];
+    let mut seen = 0;
+    for (at, fault) in (0..sites).flat_map(|at| faults.map(|fault| (at, fault))) {
+        // Alone, and with the next operation failing too: often the undoing.
+        for next in [None, Some(Fault::Error(broken))] {
             let disk = SimDisk::default();
-            disk.with(|sim| sim.fault = Some((at, Fault::Error(kind))));
-            let run = work(&disk);
-            for unflushed in [Unflushed::Dropped, Unflushed::Kept] {
-                let image = disk.after_crash(unflushed);
-                check(
-                    &image,
-                    &run,
-                    &format!("operation {at} {kind:?}, {unflushed:?}"),
-                );
+            disk.fail(at, fault);
+            next.inspect(|next| disk.fail(at + 1, *next));
+            let context = format!("{fault:?} at {at}, then {next:?}");
+            let run = work(&disk, &context);
+            let last = run.acknowledged(usize::MAX);
+            for image in disk.cut().images(&mut Rng::new(at as u64), 3) {
+                run.check(&image, last, &context);
+                seen += 1;
             }
         }
     }
+    assert!(seen > 1_000, "{seen} images");
 }
 
 #[test]
-fn a_failed_flush_poisons_and_is_not_tried_again() {
+fn a_disk_that_stays_full_refuses_until_space_returns() {
+    let mut refused = 0;
+    for free in (0..6_000).step_by(97) {
+        let (disk, mut run) = (SimDisk::default(), Run::new());
+        let mut journal = open(&disk).unwrap();
+        disk.set_space(Some(disk.used() + free));
+        for step in 0..20 {
+            let group = group(step);
+            run.attempt(journal.last(), &group);
+            if step % 5 == 4 {
+                let _ = journal.compact();
+            }
+            match journal.append(&group) {
+                Ok(()) => run.acknowledge(&disk, journal.last()),
+                Err(error) => {
+                    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        let last = run.acknowledged(usize::MAX);
+        assert_eq!(journal.last(), last);
+        run.attempt(last, &[]);
+        assert_eq!(contents(&journal), *run.history.last().unwrap());
+        for image in disk.cut().images(&mut Rng::new(free), 3) {
+            run.attempt(last, &group(19));
+            run.check(&image, last, &format!("{free} bytes free"));
+        }
+        disk.set_space(None);
+        run.attempt(last, &group(0));
+        journal.append(&group(0)).unwrap();
+        journal.compact().unwrap();
+        run.check(&disk.cut().dropped(), journal.last(), "space returned");
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn a_failed_flush_poisons_and_is_never_trusted() {
     let disk = SimDisk::default();
     let mut journal = open(&disk).unwrap();
     journal.append(&group(0)).unwrap();
     // An append is a write and a flush.
-    disk.with(|sim| sim.fault = Some((sim.operations + 1, Fault::Error(io::ErrorKind::Other))));
+    disk.fail(disk.operations() + 1, Fault::Error(io::ErrorKind::Other));
     assert!(matches!(
         journal.append(&group(1)),
         Err(Error::SyncFailed { .. })
     ));
-    let operations = disk.with(|sim| sim.operations);
+    // The next process does not see as there what the disk will never get.
+    let next = disk.killed();
+    let shown = open(&next).unwrap().last();
+    for image in next.cut().images(&mut Rng::new(1), 8) {
+        assert_eq!(open(&image).unwrap().last(), shown);
+    }
+    let operations = disk.operations();
     for _ in 0..3 {
         assert!(matches!(
             journal.append(&group(1)),
@@ -415,10 +209,16 @@ fn a_failed_flush_poisons_and_is_not_tried_again() {
     }
     assert!(!journal.compaction_due());
     assert_eq!(
-        disk.with(|sim| sim.operations),
+        disk.operations(),
         operations,
         "nothing touches the disk again"
     );
+    // It goes on in a new file; the old one, whatever the disk made of it, is not needed.
+    journal.renew().unwrap();
+    journal.append(&group(2)).unwrap();
+    let reopened = open(&disk.cut().dropped()).unwrap();
+    assert_eq!(reopened.last(), Revision(3));
+    assert_eq!(contents(&reopened), contents(&journal));
 }
 
 #[test]
@@ -426,24 +226,21 @@ fn a_full_disk_is_no_end() {
     let disk = SimDisk::default();
     let mut journal = open(&disk).unwrap();
     journal.append(&group(0)).unwrap();
-    disk.with(|sim| sim.fault = Some((sim.operations, Fault::Error(io::ErrorKind::StorageFull))));
+    disk.fail(disk.operations(), Fault::Error(io::ErrorKind::StorageFull));
     let refused = journal.append(&group(1)).unwrap_err();
     assert!(matches!(refused, Error::NoSpace { .. }) && refused.retryable());
     journal.append(&group(1)).unwrap();
-    assert_eq!(
-        open(&disk.after_crash(Unflushed::Dropped)).unwrap().last(),
-        Revision(3)
-    );
+    assert_eq!(open(&disk.cut().dropped()).unwrap().last(), Revision(3));
 }
 
 #[test]
 fn a_group_costs_one_flush() {
     let disk = SimDisk::default();
     let mut journal = open(&disk).unwrap();
-    let before = disk.with(|sim| sim.syncs);
+    let before = disk.syncs();
     let group: Vec<_> = (0..100).flat_map(group).collect();
     journal.append(&group).unwrap();
-    assert_eq!(disk.with(|sim| sim.syncs), before + 1);
+    assert_eq!(disk.syncs(), before + 1);
     assert_eq!(journal.last(), Revision(group.len() as u64));
 }
 

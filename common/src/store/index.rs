@@ -73,6 +73,10 @@ pub(super) struct Index {
     dir: PathBuf,
     /// The revision that readers see. Held while a batch is applied, so that a page is consistent.
     shown: RwLock<Revision>,
+    cache_bytes: u64,
+    /// Has the next batch fail, as on a full disk.
+    #[cfg(test)]
+    pub(super) fail: std::sync::atomic::AtomicBool,
 }
 
 impl Index {
@@ -90,6 +94,9 @@ impl Index {
             db,
             dir: dir.into(),
             shown: RwLock::new(applied),
+            cache_bytes,
+            #[cfg(test)]
+            fail: Default::default(),
         };
         index.mark(crashes + 1).map_err(|e| e.to_string())?;
         Ok((index, applied))
@@ -110,6 +117,9 @@ impl Index {
             db,
             dir: dir.into(),
             shown: RwLock::new(Revision::ZERO),
+            cache_bytes,
+            #[cfg(test)]
+            fail: Default::default(),
         };
         index
             .mark(1)
@@ -117,10 +127,20 @@ impl Index {
         Ok(index)
     }
 
+    /// As [`Index::create`], beside this one, which readers may still use.
+    pub(super) fn replace(&self) -> Result<Self> {
+        Self::create(&self.dir, self.cache_bytes)
+    }
+
     /// Applies a batch and, with it, the revision it leads to (`None` while it is being built).
     pub(super) fn apply(&self, mut batch: Batch, applied: Option<Revision>) -> Result<()> {
         if let Some(revision) = applied {
             batch.inner.insert(APPLIED, &revision.0.to_le_bytes());
+        }
+        #[cfg(test)]
+        if self.fail.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            let source = io::Error::from(io::ErrorKind::StorageFull);
+            return Err(Error::index("apply a commit", &source.into()));
         }
         let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         self.db

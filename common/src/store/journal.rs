@@ -162,15 +162,22 @@ impl Journal {
         self.torn.as_ref()
     }
 
-    /// Cuts a torn tail and removes rests. The first change that recovery makes.
+    /// Cuts a torn tail, makes what was read durable, and removes rests. The first change that
+    /// recovery makes.
+    ///
+    /// A process that was killed leaves commits and names that can be read and are not durable
+    /// yet; what is shown from now on must outlive a power cut.
     pub(super) fn repair(&mut self) -> Result<()> {
         let path = self.path();
         if self.torn.is_some() {
             self.log
                 .set_size(self.end)
                 .map_err(|e| Error::io("cut", &path, e))?;
-            self.log.sync().map_err(|e| Error::io("flush", &path, e))?;
         }
+        self.log.sync().map_err(|e| Error::io("flush", &path, e))?;
+        self.disk
+            .sync_dir(&self.dir)
+            .map_err(|e| Error::io("flush directory", &self.dir, e))?;
         for rest in std::mem::take(&mut self.rests) {
             match self.disk.remove(&rest) {
                 // Its name was used again, by a file that has another one now.
@@ -220,12 +227,11 @@ impl Journal {
 
     /// Makes a group of commits durable with one flush. Their revisions follow [`Journal::last`].
     ///
-    /// A failed write is undone and may be tried again; a failed flush poisons the journal.
+    /// A failed write is undone and may be tried again; a failed flush, or a write that cannot be
+    /// undone, poisons the journal until [`Journal::renew`].
     pub(super) fn append(&mut self, group: &[Vec<Op>]) -> Result<()> {
-        if let Some(reason) = &self.poisoned {
-            return Err(Error::Poisoned {
-                reason: reason.clone(),
-            });
+        if let Some(reason) = self.poisoned() {
+            return Err(Error::Poisoned { reason });
         }
         let path = self.path();
         let commits = group.len() as u64;
@@ -237,11 +243,14 @@ impl Journal {
             .encode_frame(&self.header.file_id, sequence, &plain)?;
         if let Err(error) = self.log.write_all_at(&frame, self.end) {
             if let Err(undo) = self.log.set_size(self.end) {
-                self.poison("undo a failed write of", &path, &undo);
+                let reason = self.poison("undo a failed write of", &path, &undo);
+                return Err(Error::SyncFailed { reason });
             }
             return Err(Error::io("write", &path, error));
         }
         if let Err(error) = self.log.sync() {
+            // The system may show this frame to the next process though the disk never gets it.
+            let _ = self.log.set_size(self.end);
             let reason = self.poison("flush", &path, &error);
             return Err(Error::SyncFailed { reason });
         }
@@ -250,9 +259,14 @@ impl Journal {
         Ok(())
     }
 
+    /// Why it takes nothing, if it does not.
+    pub(super) fn poisoned(&self) -> Option<Arc<str>> {
+        self.poisoned.clone()
+    }
+
     fn poison(&mut self, action: &str, path: &Path, error: &std::io::Error) -> Arc<str> {
         let reason: Arc<str> = format!("cannot {action} {}: {error}", path.display()).into();
-        tracing::error!(%reason, "the store refuses writes until it is opened anew");
+        tracing::error!(%reason, "the store refuses writes until its files can be written anew");
         self.poisoned.get_or_insert(reason).clone()
     }
 

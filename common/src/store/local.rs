@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     task::{Context, Poll, Wake, Waker},
     thread::{self, JoinHandle, Thread},
 };
@@ -115,7 +115,7 @@ impl LocalStore {
         };
         report(dir, &recovery);
         let shared = Arc::new(Shared {
-            index,
+            index: RwLock::new(Arc::new(index)),
             values: key.cipher(Purpose::Values),
             watchers: Mutex::new(Watchers::new(journal.last())),
         });
@@ -163,7 +163,7 @@ impl LocalStore {
     /// [`Error::Index`] when the index is damaged.
     pub fn get_blocking(&self, key: &Key) -> Result<Option<Entry>> {
         self.shared
-            .index
+            .index()
             .get(key)?
             .map(|indexed| self.open_entry(indexed))
             .transpose()
@@ -174,7 +174,7 @@ impl LocalStore {
     /// # Errors
     /// [`Error::Index`] when the index is damaged.
     pub fn range_blocking(&self, range: &Range) -> Result<Page> {
-        let (found, more, revision) = self.shared.index.range(range)?;
+        let (found, more, revision) = self.shared.index().range(range)?;
         let entries = found
             .into_iter()
             .map(|i| self.open_entry(i))
@@ -192,6 +192,11 @@ impl LocalStore {
     /// As [`MetaStore::commit`].
     pub fn commit_blocking(&self, txn: Txn) -> Result<Durable<Revision>> {
         block_on(self.submit(txn))
+    }
+
+    #[cfg(test)]
+    pub(super) fn index(&self) -> Arc<Index> {
+        self.shared.index()
     }
 
     async fn submit(&self, txn: Txn) -> Result<Durable<Revision>> {
@@ -231,7 +236,7 @@ impl LocalStore {
                 revision,
             }),
             Err(forged) => {
-                self.shared.index.distrust();
+                self.shared.index().distrust();
                 let reason = format!("key `{key}`: {forged}");
                 Err(Error::Index {
                     action: "read",
@@ -328,7 +333,7 @@ fn recover(dir: &Path, journal: &mut Journal, cache_bytes: u64) -> Result<(Index
 }
 
 /// Applies everything after `after` to the index, in steps.
-fn fill(index: &Index, journal: &Journal, after: Option<Revision>) -> Result<()> {
+pub(super) fn fill(index: &Index, journal: &Journal, after: Option<Revision>) -> Result<()> {
     let mut batch = Batch::default();
     journal.replay(after, &mut |replayed| {
         let applied = match replayed {

@@ -11,17 +11,20 @@
 //!   store is closed loses nothing.
 //! - Opening is recovery. A torn tail is cut and reported; damage to what was acknowledged is an
 //!   [`Error::Corrupt`] that names what is affected, never skipped.
-//! - A failed flush is never tried again: the store is poisoned until it is opened anew.
+//! - A failed flush is never tried again: the store refuses writes until everything acknowledged
+//!   is in new files, which the next commit tries first.
 //! - Nothing is on disk in the clear except keys (see [`Key`]), revisions and sizes.
 //!
 //! Limits: keys ≤ [`KEY_BYTES_MAX`], values ≤ [`VALUE_BYTES_MAX`]; bulk data belongs in
 //! [`crate::chunks`]. One process at a time (lock file). Heartbeats and telemetry do not belong
 //! here.
 
+pub mod ab;
 pub mod changelog;
 pub mod crypt;
 pub mod disk;
 mod error;
+pub mod export;
 mod frame;
 mod group;
 mod index;
@@ -32,6 +35,8 @@ mod local;
 mod memory;
 mod meta;
 mod plan;
+#[cfg(test)]
+mod powercut;
 mod record;
 mod scan;
 mod snapshot;
@@ -42,9 +47,15 @@ mod writer;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod export_test;
+#[cfg(test)]
 mod fault_test;
 #[cfg(test)]
+mod local_power_test;
+#[cfg(test)]
 mod local_test;
+#[cfg(test)]
+mod powercut_test;
 
 pub use crypt::{Cipher, MasterKey};
 pub use error::{Error, Result};

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -13,7 +13,7 @@ use super::{
     frame::GROUP_BYTES_MAX,
     index::{Batch, Index},
     journal::Journal,
-    plan,
+    local, plan,
     watch::Watchers,
 };
 
@@ -23,9 +23,25 @@ pub(super) const QUEUE_MAX: usize = 256;
 /// What readers and the writer share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) index: Index,
+    /// Replaced when it failed; readers finish with the one that they have.
+    pub(super) index: RwLock<Arc<Index>>,
     pub(super) values: Cipher,
     pub(super) watchers: Mutex<Watchers>,
+}
+
+impl Shared {
+    pub(super) fn index(&self) -> Arc<Index> {
+        let index = self.index.read();
+        index.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// An index that no longer follows the journal.
+#[derive(Debug)]
+pub(super) struct Broken {
+    reason: Arc<str>,
+    /// Durable commits that no one was shown, and the revision of the first.
+    unshown: (Revision, Vec<Vec<Op>>),
 }
 
 /// A transaction whose values are sealed, and who waits for it.
@@ -50,8 +66,7 @@ pub(super) struct Writer {
     pub(super) journal: Journal,
     pub(super) shared: Arc<Shared>,
     pub(super) requests: mpsc::Receiver<Request>,
-    /// Why the index no longer follows the journal.
-    pub(super) broken: Option<Arc<str>>,
+    pub(super) broken: Option<Broken>,
 }
 
 impl Writer {
@@ -64,8 +79,8 @@ impl Writer {
             }
         }
         if self.broken.is_some() {
-            self.shared.index.distrust();
-        } else if let Err(error) = self.shared.index.close() {
+            self.shared.index().distrust();
+        } else if let Err(error) = self.shared.index().close() {
             tracing::warn!(%error, "the index was not closed and may be rebuilt");
         }
     }
@@ -84,7 +99,60 @@ impl Writer {
         Some(group)
     }
 
+    /// Has the store work again after a failure. Costs as much as a compaction, and the building
+    /// of the index if that failed.
+    fn mend(&mut self) -> Result<()> {
+        if let Some(reason) = self.journal.poisoned() {
+            self.journal.renew().map_err(|error| {
+                tracing::warn!(%error, "the store still refuses writes");
+                Error::Poisoned { reason }
+            })?;
+            tracing::warn!(last = %self.journal.last(), "the store works again, in new files");
+        }
+        if self.broken.is_some() {
+            self.rebuild()?;
+        }
+        Ok(())
+    }
+
+    /// Builds the index anew from the journal, and tells what was not told.
+    fn rebuild(&mut self) -> Result<()> {
+        let Some(broken) = self.broken.take() else {
+            return Ok(());
+        };
+        let old = self.shared.index();
+        old.distrust();
+        let built = old.replace().and_then(|index| {
+            local::fill(&index, &self.journal, None)?;
+            Ok(index)
+        });
+        match built {
+            Ok(index) => {
+                let shared = &self.shared.index;
+                *shared.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(index);
+                let reason = &broken.reason;
+                tracing::warn!(%reason, revision = %self.journal.last(), "rebuilt the index");
+                let (first, commits) = broken.unshown;
+                self.tell(first, &commits);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "the store refuses writes until its index can be built");
+                let reason = broken.reason.clone();
+                self.broken = Some(broken);
+                Err(Error::Poisoned { reason })
+            }
+        }
+    }
+
     fn process(&mut self, group: Vec<Request>) {
+        if let Err(error) = self.mend() {
+            for Request { reply, .. } in group {
+                let _ = reply.send(Err(error.clone()));
+            }
+            return;
+        }
+        let index = self.shared.index();
         let mut pending: HashMap<Key, Option<Revision>> = HashMap::new();
         let mut commits = Vec::new();
         let mut last = self.journal.last();
@@ -92,7 +160,7 @@ impl Writer {
         for Request { txn, reply } in group {
             let lookup = |key: &Key| match pending.get(key) {
                 Some(revision) => Ok(*revision),
-                None => self.shared.index.revision_of(key),
+                None => index.revision_of(key),
             };
             let verdict = plan::resolve(txn, lookup).map(|ops| {
                 if !ops.is_empty() {
@@ -116,30 +184,32 @@ impl Writer {
     }
 
     fn make_durable(&mut self, commits: &[Vec<Op>]) -> Result<()> {
-        if let Some(reason) = &self.broken {
-            return Err(Error::Poisoned {
-                reason: reason.clone(),
-            });
-        }
         if commits.is_empty() {
             return Ok(());
         }
         let first = self.journal.last().next();
         self.journal.append(commits)?;
-        let numbered = || (first.0..).map(Revision).zip(commits);
         let mut batch = Batch::default();
-        for (revision, ops) in numbered() {
+        for (revision, ops) in (first.0..).map(Revision).zip(commits) {
             ops.iter().for_each(|op| batch.op(op, revision));
         }
         let last = self.journal.last();
-        if let Err(error) = self.shared.index.apply(batch, Some(last)) {
-            tracing::error!(%error, "the store refuses writes until it is opened anew");
-            self.broken = Some(error.to_string().into());
-            return Err(error);
+        if let Err(error) = self.shared.index().apply(batch, Some(last)) {
+            self.broken = Some(Broken {
+                reason: error.to_string().into(),
+                unshown: (first, commits.to_vec()),
+            });
+            return self.rebuild().map_err(|_| error);
         }
+        self.tell(first, commits);
+        Ok(())
+    }
+
+    /// Tells watchers of durable commits.
+    fn tell(&self, first: Revision, commits: &[Vec<Op>]) {
         let watchers = &self.shared.watchers;
         let mut watchers = watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        for (revision, ops) in numbered() {
+        for (revision, ops) in (first.0..).map(Revision).zip(commits) {
             for op in ops
                 .iter()
                 .filter(|op| watchers.wants(op.key()))
@@ -148,8 +218,7 @@ impl Writer {
                 watchers.publish(&self.event(op, revision));
             }
         }
-        watchers.advance(last);
-        Ok(())
+        watchers.advance(Revision(first.0 + commits.len() as u64 - 1));
     }
 
     fn event(&self, op: &Op, revision: Revision) -> Event {
@@ -174,7 +243,7 @@ impl Writer {
         // The index must not fall behind the snapshot, or a crash now would mean a rebuild.
         let result = self
             .shared
-            .index
+            .index()
             .flush()
             .and_then(|()| self.journal.compact());
         match result {

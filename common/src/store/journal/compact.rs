@@ -29,10 +29,30 @@ impl Journal {
     /// On an error before the commit point the old files stay in use, and the next attempt waits
     /// for the journal to grow by half.
     pub(in crate::store) fn compact(&mut self) -> Result<()> {
-        let base = self.last;
-        if base == self.header.base {
+        if self.last == self.header.base {
             return Ok(());
         }
+        self.replace()
+    }
+
+    /// Goes on after a failure that left it unknown what the disk has: everything acknowledged
+    /// is written into new files. No flush is tried again, and nothing of the group that failed
+    /// stays.
+    pub(in crate::store) fn renew(&mut self) -> Result<()> {
+        if self.last == self.header.base {
+            let base = self.header.base;
+            let fresh = install_empty_journal(&*self.disk, &self.dir, &self.keys, base)?;
+            (self.log, self.header) = fresh;
+            self.end = HEADER_BYTES as u64;
+        } else {
+            self.replace()?;
+        }
+        self.poisoned = None;
+        Ok(())
+    }
+
+    fn replace(&mut self) -> Result<()> {
+        let base = self.last;
         self.compact_at = self.end + self.end / 2;
         let temp = temp_path(&snapshot_path(&self.dir, base));
         let written = self.write_snapshot(&temp, base).and_then(|bytes| {
@@ -42,9 +62,12 @@ impl Journal {
         let (snapshot_bytes, (log, header)) = match written {
             Ok(written) => written,
             Err(error) => {
-                // Both are unused, and removed at the next open if they cannot be now.
+                // Both are unused, and removed at the next open if they cannot be now. The new
+                // journal is not, if the snapshot before it was perhaps installed.
                 let _ = self.disk.remove(&temp);
-                let _ = self.disk.remove(&journal_path(&self.dir, base));
+                if self.poisoned.is_none() {
+                    let _ = self.disk.remove(&journal_path(&self.dir, base));
+                }
                 return Err(error);
             }
         };
