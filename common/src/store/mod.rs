@@ -36,7 +36,7 @@ mod memory;
 mod meta;
 mod plan;
 #[cfg(test)]
-mod powercut;
+pub(crate) mod powercut;
 mod record;
 mod scan;
 mod snapshot;
