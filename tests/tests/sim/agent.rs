@@ -9,7 +9,8 @@ use hop3_common::{
     ownership::{BootMs, Epoch, Holder, Position, Token},
     spec::{Durability, KeyFrom, Millis, ServiceLimits, State},
     wire::{
-        Assignment, Checkpoint, Event as Said, Report, ServiceFacts, ServiceWork, Work as Load,
+        Assignment, Checkpoint, Event as Said, Phase, Report, ServiceFacts, ServiceWork,
+        Work as Load,
     },
 };
 
@@ -453,7 +454,8 @@ impl World {
 
     pub(crate) fn agent_tick(&mut self, node: usize) {
         let ms = self.rng.range(150, 400);
-        self.at(ms, Event::AgentTick(node));
+        let slow = if self.lonely { 5 } else { 1 };
+        self.at(ms * slow, Event::AgentTick(node));
         if !self.agents[node].up {
             return;
         }
@@ -480,6 +482,11 @@ impl World {
             let number = self.agents[node].holder.ask(now);
             self.send_up(node, Up::Ask { number, runs: asks });
         }
+        let cores = self.agents[node].cores.iter().enumerate();
+        let held = cores.flat_map(|(at, core)| core.inventory().into_iter().map(move |h| (at, h)));
+        let running = held.filter(|(_, held)| held.phase != Phase::Ended);
+        let running = running.map(|(at, held)| (at, held.token)).collect();
+        self.send_up(node, Up::Held(running));
         let waiting: Vec<_> = self.agents[node].outbox.iter().take(4).cloned().collect();
         for (number, report) in waiting {
             self.send_up(node, Up::Report { number, report });
@@ -588,7 +595,7 @@ impl World {
     /// A client changes something, somewhere.
     pub(crate) fn client(&mut self, at: usize) {
         let ms = self.rng.range(40, 500);
-        self.at(ms, Event::Client(at));
+        self.at(ms * self.slow(), Event::Client(at));
         let node = self.rng.range(0, super::world::NODES as u64) as usize;
         let (life, may) = (self.agents[node].life, self.may_act(node, at));
         let asleep = self.agents[node].asleep > self.now;
@@ -627,6 +634,7 @@ impl World {
             }
         }
         self.replicate(node, at);
+        self.tell(node, at);
         if self.rng.chance(60) {
             self.checkpoint(node, at);
         }

@@ -100,6 +100,14 @@ impl World {
                 self.reported(node, report);
                 self.send_down(node, Down::Acked { number });
             }
+            Up::Held(runs) => {
+                for (at, token) in runs {
+                    if token.epoch < self.coordinator.instances[at].own.epoch {
+                        let epoch = token.epoch;
+                        self.send_down(node, Down::Stop { at, epoch });
+                    }
+                }
+            }
             Up::Effect { at, token } => {
                 self.sink(at, token);
                 let own = &mut self.coordinator.instances[at].own;
@@ -235,11 +243,12 @@ impl World {
             }
             Said::Sealed(checkpoint) => {
                 instance.checkpoint = Some(checkpoint);
-                match instance.moving.take() {
+                let target = instance.moving.take();
+                match target {
                     Some(_) => self.counts.moves += 1,
                     None => self.counts.resumed += 1,
                 }
-                let to = instance.moving.take().unwrap_or(node);
+                let to = target.unwrap_or(node);
                 self.assign(at, to);
             }
             Said::NotSealed(_) => instance.moving = None,

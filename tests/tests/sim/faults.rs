@@ -11,7 +11,7 @@ impl World {
             return;
         }
         let ms = self.rng.range(100, 2_500);
-        self.at(ms, Event::Fault);
+        self.at(ms * self.slow(), Event::Fault);
         let node = self.rng.range(0, NODES as u64) as usize;
         let at = self.rng.range(0, self.known.len() as u64) as usize;
         match self.rng.range(0, 100) {
@@ -25,7 +25,7 @@ impl World {
                 let day = 24 * 3_600_000;
                 self.agents[node].wall_off = self.rng.range(0, 2 * day + 1) as i64 - day as i64;
             }
-            46..56 if self.coordinator.up => self.restart_coordinator(),
+            46..56 if self.coordinator.up && !self.lonely => self.restart_coordinator(),
             56..75 => self.begin_move(at),
             75..80 => self.abort_move(at),
             80..100 => self.take_over(at),
@@ -64,16 +64,30 @@ impl World {
     fn restart_coordinator(&mut self) {
         self.counts.restarts += 1;
         self.crash_coordinator();
-        // Rarely for long.
-        let ms = match self.rng.range(0, 400) {
-            0 => 3_600_000,
-            1..60 => self.rng.range(5_000, 30_000),
-            _ => self.rng.range(10, 1_500),
+        // Sometimes for long.
+        let ms = match self.rng.chance(150) {
+            true => self.rng.range(5_000, 30_000),
+            false => self.rng.range(10, 1_500),
         };
         if self.rng.chance(300) {
             self.coordinator.booted = self.now;
         }
         self.at(ms, Event::StartCoordinator);
+    }
+
+    /// The coordinator is away for an hour, while all else goes on going wrong.
+    pub(crate) fn lonely_hour(&mut self) {
+        self.start_coordinator();
+        self.crash_coordinator();
+        self.lonely = true;
+        self.run_until(self.now + 3_600_000);
+        self.lonely = false;
+        self.start_coordinator();
+    }
+
+    /// How many times slower everything happens: in a long time it shall not be more.
+    pub(crate) fn slow(&self) -> u64 {
+        if self.lonely { 60 } else { 1 }
     }
 
     /// Nothing goes wrong any more.
@@ -102,14 +116,11 @@ impl World {
                 serving == [owner] && newest && self.may_act(owner, at)
             });
             if !one {
-                let held = |node: usize| format!("{:?}", self.agents[node].cores[at].get(&id(at)));
-                let held: Vec<_> = (0..NODES)
-                    .map(|node| {
-                        let core = self.agents[node].cores[at].get(&id(at));
-                        core.map(|i| (i.token(), i.phase))
-                    })
-                    .collect();
-                drop(held(0));
+                let held = |node: usize| {
+                    let core = self.agents[node].cores[at].get(&id(at));
+                    core.map(|held| (held.token(), held.phase))
+                };
+                let held: Vec<_> = (0..NODES).map(held).collect();
                 let fence = self.fence[at];
                 self.violate(|| {
                     format!("instance {at} ({fence:?}) did not converge: {own:?}, serving on {serving:?}, held {held:?}")

@@ -28,6 +28,8 @@ pub(crate) enum Up {
         number: u64,
         report: Report,
     },
+    /// The inventory: what runs.
+    Held(Vec<(usize, Token)>),
     Effect {
         at: usize,
         token: Token,
@@ -143,7 +145,7 @@ pub(crate) struct Known {
     pub(crate) taken: Token,
 }
 
-/// Which rules the simulation does not keep, to see that it shows.
+/// A rule that the simulation does not keep, to see that it shows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Break {
     #[default]
@@ -210,6 +212,8 @@ pub(crate) struct World {
     arrives: BTreeMap<(u64, bool), u64>,
     pub(crate) faults: bool,
     pub(crate) quiet: bool,
+    /// The coordinator is away for long.
+    pub(crate) lonely: bool,
     pub(crate) changes: u32,
     pub(crate) streams: u64,
     pub(crate) counts: Counts,
@@ -243,6 +247,7 @@ impl World {
             arrives: BTreeMap::new(),
             faults: true,
             quiet: false,
+            lonely: false,
             changes: 0,
             streams: 0,
             counts: Counts::default(),
@@ -374,6 +379,7 @@ impl World {
             Event::Fault => self.fault(),
             Event::Heal(node) => self.cut.retain(|(of, _)| *of != node),
             Event::StartAgent(node) => self.start_agent(node),
+            Event::StartCoordinator if self.lonely => {}
             Event::StartCoordinator => self.start_coordinator(),
         }
     }
