@@ -46,7 +46,7 @@ pub fn drift_ms(ttl_ms: u64) -> u64 {
 }
 
 /// The grantor's side: what the coordinator has granted since it started. `K` names instances.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Leases<K> {
     began: BootMs,
     granted: BTreeMap<K, Granted>,
@@ -54,7 +54,7 @@ pub struct Leases<K> {
     barred: BTreeMap<K, Epoch>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Granted {
     /// Drift included.
     until: BootMs,
@@ -143,7 +143,7 @@ impl<K: Ord + Clone> Leases<K> {
 }
 
 /// The holder's side: what an agent has been granted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Holder<K> {
     asked: VecDeque<(u64, BootMs)>,
     next: u64,

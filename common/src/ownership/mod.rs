@@ -120,7 +120,7 @@ pub enum Verdict {
 }
 
 /// Every sink's guard: keeps the highest token seen and refuses lower ones.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fence {
     newest: Token,
 }
@@ -152,7 +152,7 @@ impl Fence {
 
 /// An agent's durable memory of one instance (rules 2 and 3): which epoch it was given, whether
 /// it gave that epoch up for good, and how many runs it has begun.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LedgerEntry {
     /// The highest epoch ever assigned to this node.
     pub epoch_max: Epoch,

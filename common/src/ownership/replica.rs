@@ -13,12 +13,14 @@ pub struct Replica {
     /// The run that writes, and the last change it has.
     end: Position,
     sealed: bool,
+    /// How often it began: which stream writes.
+    writer: u64,
 }
 
 /// Why a change is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReplicaRefusal {
-    /// A newer run writes.
+    /// A newer run writes, or this one on a newer stream.
     #[error("run {0} writes to the replica now")]
     Deposed(Token),
     /// It is being read.
@@ -59,18 +61,26 @@ impl Replica {
                 return Err(ReplicaRefusal::Gap { has, got });
             }
         }
-        Ok(Self { end, sealed: false })
+        let (sealed, began) = (false, before.map_or(0, |before| before.writer));
+        let writer = began + 1;
+        Ok(Self {
+            end,
+            sealed,
+            writer,
+        })
     }
 
-    /// After a change of the run `token`, which has `seq` changes then.
+    /// After a change of the run `token`, which has `seq` changes then, on the stream whose whole
+    /// state made it [`writer`](Self::writer): what an earlier stream of the same run still brings
+    /// is in that state already.
     ///
     /// # Errors
     /// It is not this run's turn, or the change goes backwards.
-    pub fn change(self, token: Token, seq: u64) -> Result<Self, ReplicaRefusal> {
+    pub fn change(self, token: Token, writer: u64, seq: u64) -> Result<Self, ReplicaRefusal> {
         if self.sealed {
             return Err(ReplicaRefusal::Sealed);
         }
-        if token != self.end.token {
+        if token != self.end.token || writer != self.writer {
             return Err(ReplicaRefusal::Deposed(self.end.token));
         }
         if seq < self.end.seq {
@@ -88,6 +98,12 @@ impl Replica {
             sealed: true,
             ..self
         }
+    }
+
+    /// Whose turn it is, among the streams of the run: to be kept with the stream that began it.
+    #[must_use]
+    pub fn writer(&self) -> u64 {
+        self.writer
     }
 
     /// The last change.
@@ -118,9 +134,9 @@ mod tests {
     #[test]
     fn it_follows_the_newest_run_and_ends_for_good() {
         let first = Replica::begin(None, at(1, 1, 5)).unwrap();
-        let more = first.change(at(1, 1, 0).token, 6).unwrap();
+        let more = first.change(at(1, 1, 0).token, 1, 6).unwrap();
         assert!(
-            first.change(at(1, 2, 0).token, 6).is_err(),
+            first.change(at(1, 2, 0).token, 1, 6).is_err(),
             "it begins first"
         );
         assert!(
@@ -134,8 +150,21 @@ mod tests {
             "less than it has"
         );
         let sealed = second.seal();
-        assert!(sealed.change(at(1, 2, 0).token, 7).is_err());
+        assert!(sealed.change(at(1, 2, 0).token, 2, 7).is_err());
         assert!(Replica::begin(Some(&sealed), at(1, 2, 7)).is_err());
         assert!(Replica::begin(Some(&sealed), at(2, 1, 6)).is_ok());
+    }
+
+    #[test]
+    fn an_earlier_stream_of_the_run_brings_nothing_more() {
+        let (run, first) = (
+            at(1, 1, 0).token,
+            Replica::begin(None, at(1, 1, 4)).unwrap(),
+        );
+        // The first stream broke with change 5 under way; the second begins with it.
+        let second = Replica::begin(Some(&first), at(1, 1, 5)).unwrap();
+        let late = second.change(run, first.writer(), 5);
+        assert_eq!(late, Err(ReplicaRefusal::Deposed(run)));
+        assert!(second.change(run, second.writer(), 6).is_ok());
     }
 }
