@@ -176,6 +176,7 @@ impl Cell {
     fn call(&mut self, actor: &Arc<Actor>, input: Input, cancel: &CancelToken) -> Called {
         self.used = Some(Instant::now());
         let what = described(&input);
+        self.guest.set_calls(self.desk.calls().len());
         actor.set_running(Some(cancel.clone()));
         let called = self.guest.call(input, UnixMs::now().0, cancel);
         actor.set_running(None);
@@ -447,6 +448,8 @@ impl Cell {
                     path,
                     body,
                 } => {
+                    // Only of an upgraded guest, whose earlier calls end in a moment: any other is
+                    // refused when it calls.
                     if !self.desk.begin_call(call) {
                         let message = "too many calls of the instance are under way";
                         actor.push(Item::CallEnded {
