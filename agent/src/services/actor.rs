@@ -8,7 +8,7 @@
 //! the shared workers, does it for at most [`QUANTUM`], and goes to the back of the queue. So one
 //! call runs at a time, and idle instances cost memory only.
 //!
-//! Invariants: items are handled in the order in which they came (timers that are due first); a
+//! Invariants: items are handled in the order in which they came (timers that are due first, by turns); a
 //! reply or effect is released in the order of the calls, and, for a durable instance, after the
 //! image that contains it is durable.
 
