@@ -220,7 +220,8 @@ impl<H: Owner + 'static> Keeper<H> {
             let image = taken.image.or(self.job_image.take());
             let image = image.unwrap_or_else(|| storage.last().clone());
             // In memory nothing waits for the disk.
-            self.actor.settled(taken.releases);
+            self.actor.release(taken.releases);
+            self.actor.settled();
             self.job_image = Some(image.clone());
             image
         };
@@ -363,7 +364,8 @@ async fn commit(actor: &Arc<Actor>, storage: &mut Storage) -> Result<(), Problem
     if actor.is_blocked() {
         actor.set_blocked(None);
     }
-    actor.settled(taken.releases);
+    actor.release_by_turns(taken.releases).await;
+    actor.settled();
     Ok(())
 }
 

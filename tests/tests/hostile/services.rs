@@ -277,6 +277,18 @@ pub fn all() -> Vec<Service> {
             "",
             asked(1, "/", "HOP3-0524"),
         ),
+        service(
+            "h-publish-kept",
+            handler(&publisher, publishes),
+            "state: single\n  subscribe: [flood/*]\n  publish: [flood/*]",
+            answers(),
+        ),
+        service(
+            "h-calls-kept",
+            calls("h-calls-kept"),
+            "state: single\n  calls: [h-calls-kept]",
+            answers(),
+        ),
         service("h-closed", handler("", closed), "", answers()),
         service("h-early", on_start(early), "state: single", answers()),
         service("h-blocks", handler(&deep, DONE), "state: single", answers()),
