@@ -77,15 +77,15 @@ impl Instance {
         let from = image.schema();
         let same = image.module() == module.digest();
         let mut instance = Self::new(module, setup, image)?;
-        let to = module.schema(&instance.setup)?;
-        if !same && !module.has_upgrade() {
-            return Err(StartError::Schema { from, to });
-        }
         if same {
             let live = instance.rebuild(now_ms, cancel)?;
             let usage = live.usage();
             instance.live = Some(live);
             return Ok((instance, nothing_to_do(usage)));
+        }
+        let to = module.schema(&instance.setup)?;
+        if !module.has_upgrade() {
+            return Err(StartError::Schema { from, to });
         }
         instance.image.inner_mut().module = *module.digest();
         let mut live = Live::new(module, &instance.setup, cancel, now_ms)?;
