@@ -102,7 +102,7 @@ async fn ask(web: &Web, service: &Service, counts: &mut BTreeMap<String, u32>) -
         let answer = web.get(&format!("/{name}{path}")).await;
         let answer = answer.unwrap_or_else(|error| panic!("{name}{path}: {error:?}"));
         let found = outcome(answer.status, &answer.text);
-        if found != *expected {
+        if !expected.split(' ').any(|one| one == found) {
             let text = answer.text;
             wrong.push(format!(
                 "{name}{path}: {expected} expected, {found}: {text}"
@@ -228,7 +228,7 @@ fn hostile_guests_harm_nobody() {
     let shared = Arc::new(mesh);
     let neighbour = Neighbour::start(&shared);
     let mesh_ref = &*shared;
-    let mut counts = BTreeMap::new();
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     let mut wrong = Vec::new();
     let mut refused = BTreeMap::new();
     for service in &services {

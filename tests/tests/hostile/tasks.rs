@@ -71,7 +71,6 @@ pub fn all() -> Vec<Task> {
     const CPU: &str = "{memory: 4MiB, cpu_time: 200ms, timeout: 60s}";
     const WIDE: &str = "{memory: 64MiB, cpu_time: 500ms, timeout: 60s}";
     const BRIEF: &str = "{memory: 4MiB, timeout: 300ms}";
-    const MEMORY: &str = "HOP3-0504";
     let task = |name, wat, limits, end| Task {
         name,
         wat,
@@ -137,7 +136,7 @@ pub fn all() -> Vec<Task> {
             "huge-memory",
             program(65_535, "(func (export \"_start\"))"),
             CPU,
-            MEMORY,
+            "HOP3-0103",
         ),
         task("huge-data", program(1, &data), CPU, "HOP3-0503"),
         task("recurse", program(1, deeper), CPU, "HOP3-0504"),
