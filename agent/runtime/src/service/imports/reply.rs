@@ -1,7 +1,6 @@
 //! Replies to requests, and client streams.
 
 use bytes::Bytes;
-
 use hop3_common::wire::{HEADERS_BYTES_MAX, HEADERS_MAX};
 
 use super::{ABSENT, Answer, Cx, INVALID, LIMIT, NOT_NOW, Refused, refuse};
