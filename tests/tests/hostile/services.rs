@@ -3,19 +3,19 @@
 use super::tasks::nested;
 
 /// A service that means no good.
-pub struct Service {
+pub(crate) struct Service {
     /// Its name, and its module's.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its module, as text.
-    pub wat: String,
+    pub(crate) wat: String,
     /// More of its specification than [`LIMITS`], as in a manifest.
-    pub spec: &'static str,
+    pub(crate) spec: &'static str,
     /// What is asked of it and must be answered.
-    pub asks: Asks,
+    pub(crate) asks: Asks,
 }
 
 /// What is asked of a hostile service.
-pub enum Asks {
+pub(crate) enum Asks {
     /// Paths, and the status or the code of Hop3's, or several of which any will do.
     Answers(Vec<(String, &'static str)>),
     /// Nothing: it never becomes ready, and this is in the reason.
@@ -25,14 +25,14 @@ pub enum Asks {
 }
 
 /// Limits of all hostile services.
-pub const LIMITS: &str = "{memory: 4MiB, kv: 1MiB, cpu_time: 200ms, deadline: 5s, \
+pub(crate) const LIMITS: &str = "{memory: 4MiB, kv: 1MiB, cpu_time: 200ms, deadline: 5s, \
     request: 64KiB, reply: 64KiB, timers: 100, streams: 10, queue: 16, host_calls_per_s: 50000}";
 /// Those of them that take memory of the agent, bytes.
-pub const MEMORY_BYTES: u64 = 4 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 4 << 20;
 /// Key-value data, bytes.
-pub const KV_BYTES: u64 = 1 << 20;
+pub(crate) const KV_BYTES: u64 = 1 << 20;
 /// Requests that wait and a reply, bytes: `queue`, `request`, `reply`.
-pub const QUEUE_BYTES: u64 = 17 * (64 << 10);
+pub(crate) const QUEUE_BYTES: u64 = 17 * (64 << 10);
 
 const IMPORTS: &str = r#"
     (import "hop3" "input" (func $input (param i32 i32 i32 i32) (result i32)))
@@ -112,7 +112,7 @@ fn asked(times: usize, path: &str, answer: &'static str) -> Asks {
 }
 
 /// Every hostile service.
-pub fn all() -> Vec<Service> {
+pub(crate) fn all() -> Vec<Service> {
     const SPIN: &str = "(loop $l (br $l)) (i32.const 0)";
     const DONE: &str = "(i32.const 0)";
     let fails = || asked(1, "/", "HOP3-0523");
@@ -182,7 +182,7 @@ pub fn all() -> Vec<Service> {
     let early = "(drop (call $kv_set (i32.const 0) (i32.const 4) (i32.const 0) (i32.const 4)))
         (drop (call $timer_set (i64.const 1) (i64.const 1)))
         (drop (call $publish (i32.const 0) (i32.const 4) (i32.const 0) (i32.const 4)))";
-    let deep = format!("(func $d (param i32) {}) ", nested(3_000));
+    let deep = format!("(func $d (param i32) {}) ", nested(1_000));
     let (outside, imports) = outside();
     let each = (0..imports).map(|n| (format!("/{}", char::from(b'a' + n as u8)), "HOP3-0523"));
     vec![

@@ -1,15 +1,15 @@
 //! Hostile tasks, as WAT, and how each must end.
 
 /// A task that means no good.
-pub struct Task {
+pub(crate) struct Task {
     /// Its name, and its module's.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its module, as text.
-    pub wat: String,
+    pub(crate) wat: String,
     /// Its limits, as in a manifest.
-    pub limits: &'static str,
+    pub(crate) limits: &'static str,
     /// How it must end: an exit code, or a code of Hop3's.
-    pub end: &'static str,
+    pub(crate) end: &'static str,
 }
 
 /// What may be imported, and a memory of so many pages.
@@ -57,7 +57,7 @@ const INDIRECT: &str = "(type $f (func (param i32) (result i32))) (table 2 funcr
     (func (export \"_start\") (drop (call $even (i32.const 0))))";
 
 /// Deeply nested blocks with a table of jumps to each of them.
-pub fn nested(depth: usize) -> String {
+pub(crate) fn nested(depth: usize) -> String {
     let labels: String = (0..depth).map(|label| format!(" {label}")).collect();
     format!(
         "{} local.get 0 br_table{labels} {}",
@@ -67,7 +67,7 @@ pub fn nested(depth: usize) -> String {
 }
 
 /// Every hostile task.
-pub fn all() -> Vec<Task> {
+pub(crate) fn all() -> Vec<Task> {
     const CPU: &str = "{memory: 4MiB, cpu_time: 200ms, timeout: 60s}";
     const WIDE: &str = "{memory: 64MiB, cpu_time: 500ms, timeout: 60s}";
     const BRIEF: &str = "{memory: 4MiB, timeout: 300ms}";
@@ -109,11 +109,11 @@ pub fn all() -> Vec<Task> {
         (br $l))";
     let many = format!(
         "{} (func (export \"_start\"))",
-        "(func (result i32) (i32.const 1))".repeat(100_000)
+        "(func (result i32) (i32.const 1))".repeat(20_000)
     );
     let deep = format!(
         "(func $d (param i32) {}) (func (export \"_start\") (call $d (i32.const 3)))",
-        nested(5_000)
+        nested(2_000)
     );
     let wrong_type = "(type $f (func (param i64))) (table 1 funcref) (elem (i32.const 0) $g)
         (func $g) (func (export \"_start\") (call_indirect (type $f) (i64.const 1)
