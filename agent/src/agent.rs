@@ -20,7 +20,7 @@ use crate::{
     services::{kept::Kept, local, outgoing::Outgoing},
     session::{self, Session},
     supervisor::{Executor, Supervisor},
-    telemetry::{self, Own, Sampler, Telemetry},
+    telemetry::{self, Lag, Own, Sampler, Telemetry},
 };
 
 /// Facts are looked at again after this time.
@@ -113,11 +113,13 @@ pub async fn run_until(
     let gateway = gateway(&config, &exec).await?;
     let mut running = tokio::spawn(supervisor.run(Arc::new(exec.clone()) as Arc<dyn Executor>));
     let telemetry = Telemetry::default();
+    let lag = Lag::default();
     let own = {
-        let exec = exec.clone();
+        let (exec, lag) = (exec.clone(), lag.clone());
         move || Own {
             instances: u32::try_from(exec.running()).unwrap_or(u32::MAX),
             models_rss_bytes: exec.models_rss_bytes(),
+            loop_delay_p99_ms: lag.p99_ms(),
         }
     };
     let (facts, seen_facts) = watch::channel(telemetry::facts(&config, exec.engine_hash()));
@@ -134,6 +136,7 @@ pub async fn run_until(
         tokio::spawn(exec.services().clone().tick()),
         tokio::spawn(outgoing_task.run()),
         tokio::spawn(exec.clone().tend()),
+        tokio::spawn(lag.probe()),
         tokio::spawn(watch_facts(config, exec.engine_hash(), facts)),
     ];
     let session = Session::new(session::Options {

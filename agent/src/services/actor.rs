@@ -8,7 +8,7 @@
 //! the shared workers, does it for at most [`QUANTUM`], and goes to the back of the queue. So one
 //! call runs at a time, and idle instances cost memory only.
 //!
-//! Invariants: items are handled in the order in which they came (timers that are due first); a
+//! Invariants: items are handled in the order in which they came (timers that are due first, by turns); a
 //! reply or effect is released in the order of the calls, and, for a durable instance, after the
 //! image that contains it is durable.
 
@@ -49,6 +49,8 @@ pub const QUANTUM: Duration = Duration::from_millis(5);
 pub const UNSETTLED_MAX: usize = 4096;
 /// Bytes of them.
 pub const UNSETTLED_BYTES_MAX: usize = 8 << 20;
+/// Things let out on the event loop before others have their turn: one call may cause 10,000.
+const RELEASES_AT_ONCE: usize = 128;
 /// Between tries while every worker is taken and their queue full.
 const AGAIN: Duration = Duration::from_millis(2);
 
@@ -448,9 +450,21 @@ impl Actor {
         taken
     }
 
-    /// What was taken is durable.
-    pub(super) fn settled(self: &Arc<Self>, releases: Vec<Release>) {
-        self.release(releases);
+    /// Carries out what may leave, without keeping the event loop for long.
+    pub(super) async fn release_by_turns(self: &Arc<Self>, releases: Vec<Release>) {
+        let mut releases = releases.into_iter();
+        loop {
+            let some = releases.by_ref().take(RELEASES_AT_ONCE);
+            some.for_each(|release| release.carry_out(self));
+            if releases.len() == 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// What was taken is durable, and has left.
+    pub(super) fn settled(self: &Arc<Self>) {
         lock(&self.unsettled).taken = false;
         self.schedule();
     }

@@ -260,7 +260,8 @@ impl<H: Owner + 'static> Keeper<H> {
             let image = taken.image.or(self.job_image.take());
             let image = image.unwrap_or_else(|| storage.last().clone());
             // In memory nothing waits for the disk.
-            self.actor.settled(taken.releases);
+            self.actor.release(taken.releases);
+            self.actor.settled();
             self.job_image = Some(image.clone());
             image
         };
@@ -437,7 +438,8 @@ async fn commit<H: Owner + 'static>(
     if actor.is_blocked() {
         actor.set_blocked(None);
     }
-    actor.settled(taken.releases);
+    actor.release_by_turns(taken.releases).await;
+    actor.settled();
     Ok(())
 }
 

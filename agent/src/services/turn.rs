@@ -47,6 +47,8 @@ pub(super) struct Cell {
     /// Messages published in this run.
     published: u64,
     timers: TimerPause,
+    /// The last step was a timer's.
+    timed: bool,
     /// When the guest was last called, if it has memory of its own since.
     used: Option<Instant>,
 }
@@ -76,6 +78,7 @@ impl Cell {
             seq,
             published: 0,
             timers: TimerPause::default(),
+            timed: false,
             used: Some(Instant::now()),
         }
     }
@@ -137,11 +140,18 @@ impl Cell {
 
     /// Handles one thing; `false` if there was none.
     pub(super) fn step(&mut self, actor: &Arc<Actor>) -> bool {
-        if let Some(timer) = self.due_timer() {
+        // By turns: a timer that is always due again would keep everything else waiting.
+        let item = std::mem::take(&mut self.timed)
+            .then(|| actor.pop())
+            .flatten();
+        if item.is_none()
+            && let Some(timer) = self.due_timer()
+        {
             self.timer(actor, timer);
+            self.timed = true;
             return true;
         }
-        match actor.pop() {
+        match item.or_else(|| actor.pop()) {
             None => return false,
             Some(Item::Request(request, ask)) => self.request(actor, *request, ask),
             Some(Item::Message(message, ask)) => self.message(actor, *message, ask),
@@ -176,6 +186,7 @@ impl Cell {
     fn call(&mut self, actor: &Arc<Actor>, input: Input, cancel: &CancelToken) -> Called {
         self.used = Some(Instant::now());
         let what = described(&input);
+        self.guest.set_calls(self.desk.calls().len());
         actor.set_running(Some(cancel.clone()));
         let called = self.guest.call(input, UnixMs::now().0, cancel);
         actor.set_running(None);
@@ -447,6 +458,8 @@ impl Cell {
                     path,
                     body,
                 } => {
+                    // Only of an upgraded guest, whose earlier calls end in a moment: any other is
+                    // refused when it calls.
                     if !self.desk.begin_call(call) {
                         let message = "too many calls of the instance are under way";
                         actor.push(Item::CallEnded {

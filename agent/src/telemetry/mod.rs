@@ -4,6 +4,7 @@
 //! Samples gather in a ring; each session sends what has gathered as compact batches. When the
 //! network is slow the oldest samples go first.
 
+mod lag;
 mod sampler;
 
 use std::{
@@ -16,6 +17,7 @@ use hop3_common::wire::{
     StreamHeader, TELEMETRY_FRAME_MAX, io,
     telemetry::{Batch, SAMPLES_MAX, Sample},
 };
+pub use lag::Lag;
 use quinn::Connection;
 pub use sampler::{Sampler, facts, memory_bytes};
 use tokio::sync::watch;
@@ -164,6 +166,8 @@ pub struct Own {
     pub instances: u32,
     /// Resident memory of model children, bytes.
     pub models_rss_bytes: u64,
+    /// How late its event loop is: [`Lag::p99_ms`].
+    pub loop_delay_p99_ms: u32,
 }
 
 #[cfg(test)]

@@ -85,6 +85,7 @@ impl Sampler {
             instances: own.instances,
             agent_rss_kib: own_rss_kib(),
             models_rss_kib: u32::try_from(own.models_rss_bytes >> 10).unwrap_or(u32::MAX),
+            loop_delay_p99_ms: own.loop_delay_p99_ms,
         }
     }
 }
@@ -160,10 +161,12 @@ mod tests {
         let sample = sampler.sample(Own {
             instances: 2,
             models_rss_bytes: 5 << 20,
+            loop_delay_p99_ms: 3,
         });
         assert!(sample.memory_used_kib > 0 && sample.disk_used_kib > 0);
         assert!(sample.agent_rss_kib > 100);
         assert!(sample.cpu_permille <= 1000);
         assert_eq!((sample.instances, sample.models_rss_kib), (2, 5 << 10));
+        assert_eq!(sample.loop_delay_p99_ms, 3);
     }
 }

@@ -1,7 +1,8 @@
 //! Compact telemetry: samples as zigzag deltas to the one before, in varints.
 //!
 //! An idle node's sample costs about as many bytes as it has fields. Batches stand alone: a lost
-//! one costs its samples only.
+//! one costs its samples only. Fields are only appended: how many there are shows in the batch, what
+//! an older agent does not send is 0, and what a newer one adds is passed over.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -11,7 +12,11 @@ use crate::id::UnixMs;
 /// Most samples in a batch.
 pub const SAMPLES_MAX: usize = 128;
 /// Fields of a sample.
-const FIELDS: usize = 11;
+const FIELDS: usize = 12;
+/// Fields of the first samples there were: a batch has at least these.
+const FIELDS_MIN: usize = 11;
+/// More would be no sample.
+const FIELDS_MAX: usize = 64;
 
 /// One look at a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -38,6 +43,10 @@ pub struct Sample {
     pub agent_rss_kib: u32,
     /// Resident memory of model children, KiB.
     pub models_rss_kib: u32,
+    /// How late the agent's event loop is: 99 % of its wake-ups of about the last minute were at
+    /// most so late, ms.
+    #[serde(default)]
+    pub loop_delay_p99_ms: u32,
 }
 
 /// Encoded samples.
@@ -92,11 +101,12 @@ impl Batch {
         if usize::from(self.count) > SAMPLES_MAX {
             return Err(Malformed);
         }
+        let fields = self.fields()?;
         let mut rest = self.data.as_slice();
-        let mut last = [0i64; FIELDS];
+        let mut last = [0i64; FIELDS_MAX];
         let mut samples = Vec::with_capacity(usize::from(self.count));
         for _ in 0..self.count {
-            for last in &mut last {
+            for last in &mut last[..fields] {
                 *last = last.wrapping_add(unzigzag(take_varint(&mut rest)?));
             }
             samples.push(sample_of(&last));
@@ -105,6 +115,19 @@ impl Batch {
             Ok(samples)
         } else {
             Err(Malformed)
+        }
+    }
+
+    /// Fields of each sample, by the number of varints that there are.
+    fn fields(&self) -> Result<usize, Malformed> {
+        let varints = self.data.iter().filter(|byte| **byte < 0x80).count();
+        let Some(fields) = varints.checked_div(usize::from(self.count)) else {
+            return Ok(FIELDS);
+        };
+        let whole = varints.is_multiple_of(usize::from(self.count));
+        match (FIELDS_MIN..=FIELDS_MAX).contains(&fields) && whole {
+            true => Ok(fields),
+            false => Err(Malformed),
         }
     }
 }
@@ -124,10 +147,11 @@ fn fields_of(s: &Sample) -> [i64; FIELDS] {
         i64::from(s.instances),
         i64::from(s.agent_rss_kib),
         i64::from(s.models_rss_kib),
+        i64::from(s.loop_delay_p99_ms),
     ]
 }
 
-fn sample_of(f: &[i64; FIELDS]) -> Sample {
+fn sample_of(f: &[i64; FIELDS_MAX]) -> Sample {
     Sample {
         at: UnixMs(f[0] as u64),
         cpu_permille: f[1] as u32,
@@ -140,6 +164,7 @@ fn sample_of(f: &[i64; FIELDS]) -> Sample {
         instances: f[8] as u32,
         agent_rss_kib: f[9] as u32,
         models_rss_kib: f[10] as u32,
+        loop_delay_p99_ms: f[11] as u32,
     }
 }
 
@@ -195,6 +220,33 @@ mod tests {
         assert!(batch.data.len() < 100, "{}", batch.data.len());
     }
 
+    /// A batch of samples with these many fields; field `n` of sample `s` is `100 * s + n`.
+    fn batch_of(fields: i64) -> Batch {
+        let mut data = Vec::new();
+        for sample in 0..3 {
+            for field in 0..fields {
+                put_varint(&mut data, zigzag(if sample == 0 { field } else { 100 }));
+            }
+        }
+        Batch { count: 3, data }
+    }
+
+    #[test]
+    fn samples_of_older_and_newer_agents_are_read() {
+        for (fields, delay) in [(11, 0), (12, 211), (13, 211), (64, 211)] {
+            let samples = batch_of(fields).decode().unwrap();
+            let last = samples[2];
+            let read = (last.models_rss_kib, last.loop_delay_p99_ms);
+            assert_eq!(read, (210, delay), "{fields} fields");
+        }
+        for fields in [0, 10, 65] {
+            assert_eq!(batch_of(fields).decode(), Err(Malformed), "{fields} fields");
+        }
+        let mut uneven = batch_of(12);
+        uneven.data.push(0);
+        assert_eq!(uneven.decode(), Err(Malformed));
+    }
+
     proptest! {
         #[test]
         fn samples_round_trip(raw in prop::collection::vec(
@@ -202,6 +254,7 @@ mod tests {
         )) {
             let samples: Vec<Sample> = raw.into_iter().map(|(a, b, c, t)| Sample {
                 at: UnixMs(a), cpu_permille: b, memory_used_kib: c, net_rx_bytes_per_s: c / 3,
+                loop_delay_p99_ms: b / 7,
                 temperature_decicelsius: t, ..Sample::default()
             }).collect();
             prop_assert_eq!(Batch::encode(&samples).decode().unwrap(), samples);

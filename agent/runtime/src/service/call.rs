@@ -75,6 +75,8 @@ pub(super) struct Call {
     pub(super) cut: bool,
     pub(super) effects: Vec<Effect>,
     pub(super) sent: Sent,
+    /// Calls of the guest that have not ended, those of this call included.
+    pub(super) calls: usize,
 }
 
 /// The fields that `input` knows, by number.

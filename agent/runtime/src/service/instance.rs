@@ -30,6 +30,8 @@ pub struct Instance {
     setup: Arc<Setup>,
     image: Image,
     live: Option<Live>,
+    /// Calls of the guest that have not ended.
+    calls: usize,
 }
 
 impl Instance {
@@ -45,7 +47,8 @@ impl Instance {
         cancel: &CancelToken,
     ) -> Result<(Self, Called), StartError> {
         let mut instance = Self::new(module, setup, Image::new(*module.digest()))?;
-        instance.image.inner_mut().held.counters.schema = module.schema();
+        let schema = module.schema(&instance.setup)?;
+        instance.image.inner_mut().held.counters.schema = schema;
         let mut live = Live::new(module, &instance.setup, cancel, now_ms)?;
         if instance.setup.stateful {
             live.capture_initial(module, &mut instance.image);
@@ -71,17 +74,18 @@ impl Instance {
         now_ms: u64,
         cancel: &CancelToken,
     ) -> Result<(Self, Called), StartError> {
-        let (from, to) = (image.schema(), module.schema());
+        let from = image.schema();
         let same = image.module() == module.digest();
-        if !same && !module.has_upgrade() {
-            return Err(StartError::Schema { from, to });
-        }
         let mut instance = Self::new(module, setup, image)?;
         if same {
             let live = instance.rebuild(now_ms, cancel)?;
             let usage = live.usage();
             instance.live = Some(live);
             return Ok((instance, nothing_to_do(usage)));
+        }
+        let to = module.schema(&instance.setup)?;
+        if !module.has_upgrade() {
+            return Err(StartError::Schema { from, to });
         }
         instance.image.inner_mut().module = *module.digest();
         let mut live = Live::new(module, &instance.setup, cancel, now_ms)?;
@@ -127,6 +131,7 @@ impl Instance {
             setup: Arc::new(setup),
             image,
             live: None,
+            calls: 0,
         })
     }
 
@@ -197,6 +202,7 @@ impl Instance {
             return failed(Failure::NoHandler(name));
         };
         live.begin(Current::Input(input, due_ms), held, now_ms, cancel);
+        live.store.data_mut().call.calls = self.calls;
         let outcome = live.run(&self.module, |store| handler.call(store, ()));
         self.finish(live, outcome, 1)
     }
@@ -267,6 +273,12 @@ impl Instance {
         let held = &mut self.image.inner_mut().held;
         held.counters.desk += 1;
         Arc::make_mut(&mut held.streams).remove(&stream)
+    }
+
+    /// Says how many calls of the guest have not ended: at most [`CALLS_MAX`](super::CALLS_MAX)
+    /// may be under way, the next input's included.
+    pub fn set_calls(&mut self, calls: usize) {
+        self.calls = calls;
     }
 
     /// Gives up the store until the next call, which makes it anew from the image: for

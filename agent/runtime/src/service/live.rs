@@ -15,7 +15,7 @@ use super::image::pages::{PAGE_BYTES, Pages};
 use super::image::{Global, GlobalType, Held, Image};
 use super::log::{Log, Stream};
 use super::module::ServiceModule;
-use super::types::Setup;
+use super::types::{Failure, Setup};
 use crate::wasm::meter::{Halt, Meter};
 use crate::wasm::wasi::{Host, Setup as HostSetup};
 use crate::wasm::{
@@ -298,22 +298,23 @@ fn put_page(memory: &mut [u8], pages: &Pages, index: usize) {
     }
 }
 
-/// Calls `hop3_schema` on an instance that is made for it.
-pub(super) fn schema_of(module: &ServiceModule) -> Result<u32, String> {
-    let mut setup = Setup::default();
-    setup.limits.memory_bytes = crate::wasm::MEMORY_BYTES_MAX;
-    setup.limits.cpu_ms = SCHEMA_CPU_MS;
-    let cancel = CancelToken::new();
-    let live = Live::new(module, &Arc::new(setup), &cancel, 0);
-    let mut live = live.map_err(|error| error.to_string())?;
+/// Calls `hop3_schema` on an instance that is made for it, within the memory of `setup`.
+pub(super) fn schema_of(module: &ServiceModule, setup: &Setup) -> Result<u32, StartError> {
+    let mut quiet = Setup::default();
+    quiet.limits.memory_bytes = setup.limits.memory_bytes;
+    quiet.limits.cpu_ms = SCHEMA_CPU_MS;
+    let mut live = Live::new(module, &Arc::new(quiet), &CancelToken::new(), 0)?;
     let schema: wasmtime::Result<Option<Handler>> = live.function(module.exports.schema.as_ref());
     let schema = schema.and_then(|function| {
         let function = function.ok_or_else(|| wasmtime::Error::msg("it is gone"))?;
         live.run(module, |store| function.call(store, ()))
     });
-    schema
-        .map(i32::cast_unsigned)
-        .map_err(|error| super::failure::failure(&error).to_string())
+    schema.map(i32::cast_unsigned).map_err(|error| {
+        let why = super::failure::failure(&error);
+        let failure = Failure::Ended(format!("`hop3_schema` must return a constant: {why}"));
+        let log = Vec::new();
+        StartError::Guest { failure, log }
+    })
 }
 
 fn clock(now_ms: u64, not_before_ns: u64) -> GuestClock {

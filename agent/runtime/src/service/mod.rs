@@ -36,4 +36,4 @@ pub use failure::StartError;
 pub use image::{Error as ImageError, Image};
 pub use instance::Instance;
 pub use module::ServiceModule;
-pub use types::{Called, Done, Effect, Failure, Input, Limits, LogLine, Reply, Setup};
+pub use types::{CALLS_MAX, Called, Done, Effect, Failure, Input, Limits, LogLine, Reply, Setup};

@@ -7,8 +7,10 @@ use wasmtime::{ExternType, InstancePre, Module, ModuleExport, Mutability, ValTyp
 
 use super::call::Data;
 use super::engine::Shared;
+use super::failure::StartError;
 use super::image::pages::Pages;
 use super::image::{GlobalType, layout_of};
+use super::types::Setup;
 use super::{expose, live};
 use crate::wasm::{Error, ModuleDigest};
 
@@ -22,7 +24,7 @@ pub struct ServiceModule {
     pub(super) initial: OnceLock<Pages>,
     layout: [u8; 32],
     refusal: Option<(String, String)>,
-    schema: u32,
+    schema: OnceLock<u32>,
     digest: ModuleDigest,
 }
 
@@ -49,10 +51,17 @@ impl ServiceModule {
         &self.digest
     }
 
-    /// The version of its state's form.
-    #[must_use]
-    pub fn schema(&self) -> u32 {
-        self.schema
+    /// The version of its state's form, asked once. The guest that says it has the limits of the
+    /// instance for which it is asked.
+    pub(super) fn schema(&self, setup: &Setup) -> Result<u32, StartError> {
+        if let Some(schema) = self.schema.get() {
+            return Ok(*schema);
+        }
+        let schema = match self.exports.schema.is_some() {
+            true => live::schema_of(self, setup)?,
+            false => 1,
+        };
+        Ok(*self.schema.get_or_init(|| schema))
     }
 
     /// Whether it handles requests.
@@ -111,22 +120,16 @@ impl ServiceModule {
             Some((function.to_owned(), why.to_owned()))
         });
         let layout = layout_of(exports.globals.iter().map(|(_, ty)| *ty));
-        let mut linked = Self {
+        Ok(Self {
             engine: Arc::clone(engine),
             pre,
             exports,
             initial: OnceLock::new(),
             layout,
             refusal,
-            schema: 1,
+            schema: OnceLock::new(),
             digest,
-        };
-        if linked.exports.schema.is_some() {
-            linked.schema = live::schema_of(&linked).map_err(|message| Error::Compile {
-                message: format!("`hop3_schema` must return a constant: {message}"),
-            })?;
-        }
-        Ok(linked)
+        })
     }
 }
 

@@ -6,6 +6,9 @@ use bytes::Bytes;
 
 use crate::wasm::{Grants, Usage};
 
+/// Calls of an instance's guest that have not ended: each is remembered, and its end is told.
+pub const CALLS_MAX: usize = 1_024;
+
 /// What an instance is given for its whole life.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {

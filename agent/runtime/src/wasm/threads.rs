@@ -1,15 +1,20 @@
 //! Threads that guests run on: bounded in number, lower in priority than the agent's own, and
 //! never those of an async runtime.
 //!
-//! Short invocations share a small fixed pool with a bounded queue; long tasks get a thread of
-//! their own. A full pool is a typed refusal, never a wait. A closure that panics is reported
-//! and harms nobody else (where panics unwind).
+//! Short invocations share a small pool with a bounded queue; long tasks get a thread of their
+//! own. A full pool is a typed refusal, never a wait. A closure that panics is reported and harms
+//! nobody else (where panics unwind).
+//!
+//! Nor does an invocation that is not short: when no worker took anything for [`PATIENCE`]
+//! although something waits, a stand-in does, until nothing waits. The system then shares the
+//! cores among those that compute and those that only answer.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{getpriority_process, setpriority_process};
 use tracing::{error, warn};
@@ -21,6 +26,10 @@ use super::engine::Engine;
 const THREADS_MAX: usize = 4_096;
 /// Invocations that may wait: at 1 ms each, a minute's worth on one worker.
 const QUEUE_MAX: usize = 65_536;
+/// Invocations that take longer than this hold others up; most take less than a millisecond.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// The watching thread only counts.
+const WATCH_STACK_BYTES: usize = 64 * 1024;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -29,6 +38,8 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct ThreadOptions {
     /// Threads for short invocations, at least 1.
     pub workers: usize,
+    /// More of them while all are held up by invocations that take long.
+    pub stand_ins_max: usize,
     /// Invocations that may wait for a worker.
     pub queue_max: usize,
     /// Long tasks at once.
@@ -48,6 +59,8 @@ impl ThreadOptions {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self {
             workers: cores,
+            // Each costs what its guest uses of its stack.
+            stand_ins_max: 64,
             queue_max: 1_024,
             tasks_max: (2 * cores).max(8),
             worker_niceness: 5,
@@ -82,6 +95,8 @@ struct Shared {
     options: ThreadOptions,
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Something waits and no worker is idle.
+    held_up: Condvar,
     tasks: AtomicUsize,
 }
 
@@ -89,6 +104,13 @@ struct Shared {
 struct Queue {
     jobs: VecDeque<Job>,
     closed: bool,
+    /// Workers that wait for something to do.
+    idle: usize,
+    stand_ins: usize,
+    /// Jobs taken so far.
+    taken: u64,
+    /// Nobody looks whether workers are held up.
+    unwatched: bool,
 }
 
 impl GuestThreads {
@@ -100,15 +122,17 @@ impl GuestThreads {
         let options = ThreadOptions {
             workers: options.workers.clamp(1, THREADS_MAX),
             queue_max: options.queue_max.clamp(1, QUEUE_MAX),
+            stand_ins_max: options.stand_ins_max.min(THREADS_MAX),
             tasks_max: options.tasks_max.min(THREADS_MAX),
             ..options
         };
         let workers = options.workers;
-        let (queue, changed, tasks) = (Mutex::default(), Condvar::new(), AtomicUsize::new(0));
+        let (queue, tasks) = (Mutex::default(), AtomicUsize::new(0));
         let shared = Arc::new(Shared {
             options,
             queue,
-            changed,
+            changed: Condvar::new(),
+            held_up: Condvar::new(),
             tasks,
         });
         let handle = Handle(Arc::clone(&shared));
@@ -118,7 +142,13 @@ impl GuestThreads {
             let stack_bytes = shared.options.stack_bytes;
             builder
                 .stack_size(stack_bytes)
-                .spawn(move || shared.work())?;
+                .spawn(move || shared.work(false))?;
+        }
+        if shared.options.stand_ins_max > 0 {
+            let builder = thread::Builder::new().name("hop3-invoke-watch".into());
+            builder
+                .stack_size(WATCH_STACK_BYTES)
+                .spawn(move || shared.watch())?;
         }
         Ok(Self(Arc::new(handle)))
     }
@@ -135,6 +165,7 @@ impl GuestThreads {
                 return Err(Busy::Queue(queue.jobs.len()));
             }
             queue.jobs.push_back(Box::new(job));
+            shared.see(&mut queue);
         }
         shared.changed.notify_one();
         Ok(())
@@ -191,26 +222,77 @@ impl Drop for TaskSlot {
 }
 
 impl Shared {
-    fn work(&self) {
+    fn work(&self, stand_in: bool) {
         lower_priority(self.options.worker_niceness);
-        while let Some(job) = self.next() {
+        while let Some(job) = self.next(stand_in) {
             run_caught(job);
         }
     }
 
-    fn next(&self) -> Option<Job> {
+    /// Has somebody look whether the workers are held up, if they may be.
+    fn see(&self, queue: &mut Queue) {
+        if !queue.jobs.is_empty() && queue.idle == 0 && queue.unwatched {
+            queue.unwatched = false;
+            self.held_up.notify_one();
+        }
+    }
+
+    /// Starts stand-ins for workers that are held up.
+    fn watch(self: &Arc<Self>) {
+        let mut queue = lock(&self.queue);
+        while !queue.closed {
+            if queue.jobs.is_empty() || queue.idle > 0 {
+                queue.unwatched = true;
+                let seen = self.held_up.wait(queue);
+                queue = seen.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let taken = queue.taken;
+            let waited = self.held_up.wait_timeout(queue, PATIENCE);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let held_up = queue.taken == taken && !queue.jobs.is_empty() && !queue.closed;
+            if held_up && queue.stand_ins < self.options.stand_ins_max {
+                queue.stand_ins += 1;
+                drop(queue);
+                let began = self.stand_in();
+                queue = lock(&self.queue);
+                if !began {
+                    queue.stand_ins -= 1;
+                }
+            }
+        }
+    }
+
+    fn stand_in(self: &Arc<Self>) -> bool {
+        let shared = Arc::clone(self);
+        let builder = thread::Builder::new().name("hop3-stand-in".into());
+        let spawned = builder
+            .stack_size(self.options.stack_bytes)
+            .spawn(move || shared.work(true));
+        spawned.is_ok()
+    }
+
+    fn next(&self, stand_in: bool) -> Option<Job> {
         let mut queue = lock(&self.queue);
         loop {
             if queue.closed {
                 return None;
             }
             if let Some(job) = queue.jobs.pop_front() {
+                queue.taken += 1;
+                self.see(&mut queue);
                 return Some(job);
             }
+            if stand_in {
+                queue.stand_ins -= 1;
+                return None;
+            }
+            queue.idle += 1;
             queue = self
                 .changed
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
         }
     }
 }
@@ -223,6 +305,7 @@ impl Drop for Handle {
             std::mem::take(&mut queue.jobs)
         };
         self.0.changed.notify_all();
+        self.0.held_up.notify_all();
         drop(forgotten);
     }
 }
@@ -249,94 +332,5 @@ fn lower_priority(niceness: i32) {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use std::sync::mpsc;
-    use std::time::{Duration, Instant};
-
-    use super::*;
-
-    const SOON: Duration = Duration::from_secs(20);
-
-    fn threads(workers: usize, queue_max: usize, tasks_max: usize) -> GuestThreads {
-        GuestThreads::new(ThreadOptions {
-            workers,
-            queue_max,
-            tasks_max,
-            worker_niceness: 3,
-            task_niceness: 7,
-            stack_bytes: 256 * 1024,
-        })
-        .unwrap()
-    }
-
-    #[test]
-    fn a_full_queue_refuses_and_a_panic_is_survived() {
-        let threads = threads(1, 1, 0);
-        let (enter, entered) = mpsc::channel();
-        let (release, released) = mpsc::channel::<()>();
-        threads
-            .submit(move || {
-                enter.send(()).unwrap();
-                let _ = released.recv();
-                panic!("expected by the test");
-            })
-            .unwrap();
-        entered.recv_timeout(SOON).unwrap();
-        let (done, finished) = mpsc::channel();
-        threads.submit(move || done.send(()).unwrap()).unwrap();
-        assert_eq!(threads.submit(|| {}), Err(Busy::Queue(1)));
-        release.send(()).unwrap();
-        finished.recv_timeout(SOON).unwrap();
-    }
-
-    #[test]
-    fn tasks_are_bounded_and_their_places_come_back() {
-        let threads = threads(1, 1, 1);
-        let (release, released) = mpsc::channel::<()>();
-        threads
-            .spawn_task("one", move || {
-                let _ = released.recv();
-                panic!("expected by the test");
-            })
-            .unwrap();
-        assert_eq!(threads.spawn_task("two", || {}), Err(Busy::Tasks(1)));
-        release.send(()).unwrap();
-        let deadline = Instant::now() + SOON;
-        while threads.tasks() > 0 {
-            assert!(Instant::now() < deadline);
-            thread::yield_now();
-        }
-        threads.spawn_task("three\0", || {}).unwrap();
-    }
-
-    #[test]
-    fn guests_run_at_lower_priority_than_their_caller() {
-        let own = getpriority_process(None).unwrap();
-        let threads = threads(1, 1, 1);
-        let (tell, told) = mpsc::channel();
-        let tell_task = tell.clone();
-        let niceness = || getpriority_process(None).unwrap();
-        threads
-            .submit(move || tell.send(niceness()).unwrap())
-            .unwrap();
-        assert_eq!(told.recv_timeout(SOON).unwrap(), (own + 3).min(19));
-        threads
-            .spawn_task("nice", move || tell_task.send(niceness()).unwrap())
-            .unwrap();
-        assert_eq!(told.recv_timeout(SOON).unwrap(), (own + 7).min(19));
-        assert_eq!(getpriority_process(None).unwrap(), own);
-    }
-
-    #[test]
-    fn dropping_the_handle_ends_the_workers() {
-        let threads = threads(2, 4, 0);
-        let shared = Arc::downgrade(&threads.0.0);
-        drop(threads);
-        let deadline = Instant::now() + SOON;
-        while shared.strong_count() > 0 {
-            assert!(Instant::now() < deadline);
-            thread::yield_now();
-        }
-    }
-}
+#[path = "threads_tests.rs"]
+mod tests;

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::{lines::Lines, replies::Replies};
 
-/// Calls of the guest that have not ended.
-pub const CALLS_MAX: usize = 1024;
+/// Calls of the guest that have not ended: the guest itself is refused more.
+pub const CALLS_MAX: usize = hop3_runtime::service::CALLS_MAX;
 /// Publishing instances whose highest message number is remembered; the one heard longest ago
 /// goes first, and a repeat of its would be taken for new.
 pub const HEARD_MAX: usize = 1024;
@@ -206,7 +206,7 @@ impl Desk {
     }
 
     /// Calls under way.
-    pub fn calls(&self) -> impl Iterator<Item = u64> {
+    pub fn calls(&self) -> impl ExactSizeIterator<Item = u64> {
         self.calls.iter().copied()
     }
 

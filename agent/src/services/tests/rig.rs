@@ -140,6 +140,7 @@ impl Rig {
         let engine = ServiceEngine::new(options, None).unwrap();
         let threads = GuestThreads::new(ThreadOptions {
             workers: 2,
+            stand_ins_max: 0,
             queue_max: 2_048,
             tasks_max: 4,
             worker_niceness: 0,

@@ -364,6 +364,10 @@ fn node_text(n: &NodeView) -> String {
                 kib(s.models_rss_kib.into())
             ),
         ));
+        lines.push((
+            "event loop",
+            format!("at most {} ms late (p99)", s.loop_delay_p99_ms),
+        ));
     }
     let mut text = facts(&lines);
     if !n.instances.is_empty() {

@@ -1,14 +1,10 @@
 //! Replies to requests, and client streams.
 
 use bytes::Bytes;
+use hop3_common::wire::{HEADERS_BYTES_MAX, HEADERS_MAX};
 
 use super::{ABSENT, Answer, Cx, INVALID, LIMIT, NOT_NOW, Refused, refuse};
 use crate::service::types::Effect;
-
-/// Headers of a reply: what HTTP servers allow.
-const HEADERS_MAX: usize = 100;
-/// Bytes of all headers of a reply.
-const HEADER_BYTES_MAX: usize = 32 * 1024;
 
 pub(super) fn reply_status(cx: &mut Cx<'_>, status: i32) -> Answer<i32> {
     if !cx.data.call.is_request() {
@@ -35,7 +31,7 @@ pub(super) fn reply_header(cx: &mut Cx<'_>, name: (u32, u32), value: (u32, u32))
         refuse!(INVALID);
     }
     let bytes = cx.data.call.header_bytes + name.len() + value.len();
-    if cx.data.call.headers.len() >= HEADERS_MAX || bytes > HEADER_BYTES_MAX {
+    if cx.data.call.headers.len() >= HEADERS_MAX || bytes > HEADERS_BYTES_MAX {
         refuse!(LIMIT);
     }
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::reply::is_token;
 use super::{Answer, Cx, DENIED, INVALID, LIMIT, NOT_NOW, Refused, refuse};
-use crate::service::types::Effect;
+use crate::service::types::{CALLS_MAX, Effect};
 
 pub(super) fn publish(cx: &mut Cx<'_>, topic: (u32, u32), at: (u32, u32)) -> Answer<i32> {
     let (topic, payload) = (cx.text(topic)?, cx.bytes(at)?);
@@ -75,12 +75,13 @@ pub(super) fn call(cx: &mut Cx<'_>, head: [(u32, u32); 3], at: (u32, u32)) -> An
     }
     let bytes = service.len() + method.len() + path.len() + body.len();
     let sent = cx.data.call.sent.called + bytes as u64;
-    if sent > cx.sent_max() || !cx.has_room() {
+    if sent > cx.sent_max() || !cx.has_room() || cx.data.call.calls >= CALLS_MAX {
         refuse!(LIMIT);
     }
     let [service, method, path] = [service, method, path].map(str::to_owned);
     let body = Bytes::copy_from_slice(body);
     cx.data.call.sent.called = sent;
+    cx.data.call.calls += 1;
     cx.data.held.counters.effects += 1;
     let call = cx.data.held.counters.effects;
     let effect = Effect::Call {

@@ -129,3 +129,49 @@ fn a_guest_that_fails_at_its_start_gives_no_instance() {
     let refused = Instance::create(&load(&wat), limited(), NOW, &CancelToken::new());
     assert!(refused.unwrap_err().to_string().contains("memory"));
 }
+
+#[test]
+fn a_guest_that_calls_and_calls_is_refused_by_number() {
+    let wat = handler(
+        "(data (i32.const 64) \"otherG/p\")",
+        "(local $calls i32)
+         (loop $l (if (i64.gt_s (call $call (i32.const 64) (i32.const 5) (i32.const 69)
+                (i32.const 1) (i32.const 70) (i32.const 1) (i32.const 0) (i32.const 0))
+                (i64.const 0))
+            (then (local.set $calls (i32.add (local.get $calls) (i32.const 1))) (br $l))))
+         (i32.store (i32.const 0) (local.get $calls))
+         (drop (call $reply_write (i32.const 0) (i32.const 4))) (i32.const 0)",
+    );
+    let mut instance = start_with(&wat, setup());
+    for (under_way, made) in [(0, CALLS_MAX), (1_000, CALLS_MAX - 1_000), (CALLS_MAX, 0)] {
+        instance.set_calls(under_way);
+        let done = done(&mut instance, request("/", ""));
+        assert_eq!(done.effects.len(), made);
+        let said = done.reply.unwrap().body[..4].try_into().unwrap();
+        assert_eq!(u32::from_le_bytes(said) as usize, made);
+    }
+}
+
+#[test]
+fn a_schema_is_asked_within_the_memory_of_its_instance() {
+    let wat = |pages: u32| {
+        format!(
+            "(module {IMPORTS} (memory (export \"memory\") {pages})
+            (func (export \"hop3_schema\") (result i32)
+               (loop $l (br_if $l (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+               (i32.sub (memory.size) (i32.const 60)))
+            (func (export \"hop3_timer\") (result i32) (i32.const 0)))"
+        )
+    };
+    // 4 MiB are 64 pages.
+    let made = Instance::create(&load(&wat(1)), limited(), NOW, &CancelToken::new());
+    assert_eq!(made.unwrap().0.image().schema(), 4);
+    let refused = Instance::create(&load(&wat(65)), limited(), NOW, &CancelToken::new());
+    assert!(refused.unwrap_err().to_string().contains("memory"));
+    let spins = guest(
+        "(func (export \"hop3_schema\") (result i32) (loop $l (br $l)) (i32.const 1))
+         (func (export \"hop3_timer\") (result i32) (i32.const 0))",
+    );
+    let refused = Instance::create(&load(&spins), limited(), NOW, &CancelToken::new());
+    assert!(refused.unwrap_err().to_string().contains("hop3_schema"));
+}

@@ -137,7 +137,11 @@ fn a_compiled_module_comes_out_of_the_cache_with_its_facts() {
     cached().load(&wasm, &digest).unwrap();
     let module = cached().find(&digest).unwrap();
     assert_eq!(
-        (module.schema(), module.has_request(), module.has_timer()),
+        (
+            module.schema(&setup()).unwrap(),
+            module.has_request(),
+            module.has_timer()
+        ),
         (4, true, false)
     );
     assert_eq!(module.refusal().unwrap().1, "changes a table");

@@ -260,5 +260,6 @@ fn sample(tick: u64, at: UnixMs) -> Sample {
         instances: 0,
         agent_rss_kib: 14_000,
         models_rss_kib: 0,
+        loop_delay_p99_ms: 2,
     }
 }
