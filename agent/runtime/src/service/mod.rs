@@ -31,6 +31,7 @@ mod module;
 mod tests;
 mod types;
 
+pub use expose::prepare;
 pub use engine::{ServiceEngine, ServiceOptions, Tracking};
 pub use failure::StartError;
 pub use image::{Error as ImageError, Image};
