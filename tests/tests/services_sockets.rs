@@ -137,7 +137,10 @@ async fn sockets_hear_everything_once_and_in_order_while_their_room_moves() {
             mesh.hop3(&args).ok();
             assert_eq!(mesh.node_of("chat", 0), to);
         });
-        eprintln!("{} messages heard by all during a move", talk.least_heard() - before);
+        eprintln!(
+            "{} messages heard by all during a move",
+            talk.least_heard() - before
+        );
     }
     until_heard(&talk, talk.said.load(SeqCst) + PROGRESS);
     talk.over.store(true, SeqCst);
@@ -152,13 +155,19 @@ async fn sockets_hear_everything_once_and_in_order_while_their_room_moves() {
 fn check(heard: &[Vec<(u64, String)>], said: u64) {
     for (me, messages) in heard.iter().enumerate() {
         let ids: Vec<u64> = messages.iter().map(|(id, _)| *id).collect();
-        assert_eq!(ids, (1..=said).collect::<Vec<_>>(), "what member {me} heard");
+        assert_eq!(
+            ids,
+            (1..=said).collect::<Vec<_>>(),
+            "what member {me} heard"
+        );
         assert_eq!(*messages, heard[0], "member {me} heard other words");
     }
     for who in 0..MEMBERS {
         let own = heard[0].iter().filter_map(|(_, words)| {
             let (name, n) = words.split_once(' ')?;
-            (name == who.to_string()).then(|| n.parse::<u64>().ok()).flatten()
+            (name == who.to_string())
+                .then(|| n.parse::<u64>().ok())
+                .flatten()
         });
         let own: Vec<u64> = own.collect();
         let count = own.len() as u64;

@@ -173,7 +173,9 @@ fn put_frame(out: &mut Vec<u8>, sequence: u64, plain: &[u8]) {
         .unwrap();
     let len = (body.len() as u32).to_le_bytes();
     let mut crc = crc32fast::Hasher::new();
-    [&len[..], &sequence.to_le_bytes(), &body].map(|part| crc.update(part));
+    for part in [&len[..], &sequence.to_le_bytes(), &body] {
+        crc.update(part);
+    }
     out.extend(b"H3F\x01");
     out.extend(len);
     out.extend(crc.finalize().to_le_bytes());

@@ -31,8 +31,8 @@ mod module;
 mod tests;
 mod types;
 
-pub use expose::prepare;
 pub use engine::{ServiceEngine, ServiceOptions, Tracking};
+pub use expose::prepare;
 pub use failure::StartError;
 pub use image::{Error as ImageError, Image};
 pub use instance::Instance;
