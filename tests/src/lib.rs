@@ -8,6 +8,7 @@ mod daemon;
 mod guests;
 mod mesh;
 mod npy;
+pub mod sockets;
 pub mod web;
 
 pub use daemon::{Daemon, bin};

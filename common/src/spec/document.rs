@@ -40,10 +40,15 @@ pub enum Resource {
 /// The known word nearest to `word`, if it is near enough to be a slip of the hand.
 #[must_use]
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let chars = word.chars().count();
+    let allowed = |candidate: &str| candidate.len().max(3) / 3 + 1;
     known
         .into_iter()
+        // The distance takes memory by the product of the lengths: a word of a megabyte would take
+        // hundreds of them. It is never below the difference of the lengths.
+        .filter(|near| near.chars().count().abs_diff(chars) <= allowed(near))
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 3 + 1)
+        .filter(|(distance, candidate)| *distance <= allowed(candidate))
         .min()
         .map(|(_, candidate)| candidate)
 }

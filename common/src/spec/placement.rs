@@ -67,12 +67,17 @@ pub fn parse_label(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .ok_or_else(|| format!("`{text}` is not a label: write key=value"))?;
     check_label_key(key)?;
+    check_label_value(key, value)?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn check_label_value(key: &str, value: &str) -> Result<(), String> {
     if value.len() > NAME_BYTES_MAX || value.chars().any(|c| c.is_control() || c == ',') {
         return Err(format!(
             "label `{key}`: value too long or with a comma or control character"
         ));
     }
-    Ok((key.to_owned(), value.to_owned()))
+    Ok(())
 }
 
 /// A condition on a node's labels: `key=value`, `key!=value`, `key in (a, b)`, `key`, `!key`.
@@ -111,12 +116,15 @@ impl FromStr for Selector {
                 .strip_prefix('(')
                 .and_then(|l| l.strip_suffix(')'));
             let list = list.ok_or_else(|| format!("`{text}`: write `{key} in (a, b)`"))?;
-            check_label_key(key.trim())?;
+            let key = key.trim();
+            check_label_key(key)?;
             let values: Vec<_> = list.split(',').map(|v| v.trim().to_owned()).collect();
+            // A list of one is written as `key=value`: it must be fit for that.
+            values.iter().try_for_each(|v| check_label_value(key, v))?;
             if values.len() > LABELS_MAX {
                 return Err(format!("`{key}`: more than {LABELS_MAX} values"));
             }
-            return Ok(Self::In(key.trim().to_owned(), values));
+            return Ok(Self::In(key.to_owned(), values));
         }
         let (absent, key) = text
             .strip_prefix('!')

@@ -41,6 +41,7 @@ mod record;
 mod scan;
 mod snapshot;
 mod table;
+mod verify;
 mod watch;
 mod writer;
 
@@ -68,4 +69,5 @@ pub use meta::{
 };
 pub use record::{RECORD_BYTES_MAX, Record, RecordError, decode_body};
 pub use table::{Item, Items, Table};
+pub use verify::{Verified, verify};
 pub use watch::{Change, Event, WATCH_EVENTS_MAX, Watch, WatchError};

@@ -11,10 +11,10 @@
 
 mod abi;
 mod blobs;
-mod onnx;
+pub mod onnx;
 mod upload;
 mod wasi;
-mod wasm;
+pub mod wasm;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

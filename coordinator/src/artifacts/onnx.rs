@@ -12,7 +12,7 @@ const VARINT_BYTES_MAX: u32 = 10;
 
 /// Follows the outline of a file.
 #[derive(Debug, Default)]
-pub(super) struct Probe {
+pub struct Probe {
     at: u64,
     /// Bytes of the current field that pass unseen.
     skip: u64,
@@ -36,7 +36,11 @@ enum Reading {
 }
 
 impl Probe {
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Problem> {
+    /// The next bytes of the file.
+    ///
+    /// # Errors
+    /// It is not a model's outline, as these show.
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Problem> {
         while let Some((&byte, rest)) = bytes.split_first() {
             if self.skip > 0 {
                 let pass = self.skip.min(bytes.len() as u64) as usize;
@@ -92,7 +96,11 @@ impl Probe {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Result<(), Problem> {
+    /// The file ends here.
+    ///
+    /// # Errors
+    /// It is not a whole model.
+    pub fn finish(self) -> Result<(), Problem> {
         let whole =
             self.skip == 0 && self.varint_bytes == 0 && matches!(self.reading, Reading::Tag);
         match (self.at, whole, self.ir_version, self.graph) {

@@ -33,7 +33,10 @@ const FEATURES: WasmFeatures = WasmFeatures::FLOATS
     .union(WasmFeatures::EXTENDED_CONST);
 
 /// Checks a module's bytes and the names of what it imports and exports.
-pub(super) fn check(wasm: &[u8]) -> Result<(), Problem> {
+///
+/// # Errors
+/// What is wrong with it, where, and what to do.
+pub fn check(wasm: &[u8]) -> Result<(), Problem> {
     if !wasm.starts_with(b"\0asm\x01\0\0\0") {
         let message = format!("this is no core Wasm module but {}", looks_like(wasm));
         return Err(Problem::new(Code::NotWasm, message));
@@ -120,7 +123,10 @@ fn check_names(wasm: &[u8]) -> Result<(), Problem> {
 
 /// Checks that a module which was admitted can be run as a service. Answers whether it exports
 /// `hop3_upgrade`.
-pub(super) fn check_service(wasm: &[u8]) -> Result<bool, Problem> {
+///
+/// # Errors
+/// What it lacks.
+pub fn check_service(wasm: &[u8]) -> Result<bool, Problem> {
     let names = names(wasm)?;
     service(&names)?;
     Ok(names

@@ -22,6 +22,21 @@ const NAMES_MAX: usize = 20;
 /// Newest ONNX file format ("IR version") that exists, with room: 2026 has 13.
 const IR_VERSION_MAX: i64 = 32;
 
+/// Everything here, on one file: what a model takes, if it passes. For trying the checks: it parses
+/// what may be hostile, so the agent's own process must not call it.
+///
+/// # Errors
+/// What is wrong with the model, or with its description.
+pub fn inspect(model: &[u8], specs: &[TensorSpec]) -> Result<Vec<TensorSpec>, ModelError> {
+    let onnx = tract_onnx::onnx();
+    let proto = decode(&onnx, model)?;
+    let graph = proto.graph.as_ref().ok_or_else(|| ModelError::Malformed {
+        reason: "it has no graph".into(),
+    })?;
+    check_operators(&onnx, graph)?;
+    resolve_inputs(graph, specs)
+}
+
 /// Decodes the file. What does not even begin like an ONNX model is `NotOnnx`; what does and then
 /// breaks is `Malformed`.
 pub(super) fn decode(onnx: &Onnx, bytes: &[u8]) -> Result<ModelProto, ModelError> {

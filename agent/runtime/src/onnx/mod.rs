@@ -32,6 +32,7 @@ mod tract;
 mod unary;
 pub mod wire;
 
+pub use admit::inspect;
 pub use backend::{Backend, Facts, Outcome, Session};
 pub use error::{Error, ModelError, Stage};
 pub use guard::{HostOptions, Inference, Memory, ModelHost, Source};

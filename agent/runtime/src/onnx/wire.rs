@@ -83,7 +83,10 @@ pub enum FrameError {
 }
 
 /// A whole frame, prefix included.
-pub(super) fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
+///
+/// # Errors
+/// It would be too long.
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     let mut frame = postcard::to_extend(message, vec![0; PREFIX_BYTES])
         .map_err(|e| FrameError::Malformed(e.to_string()))?;
     let body_bytes = frame.len() - PREFIX_BYTES;
@@ -110,7 +113,10 @@ pub(super) fn body_bytes(prefix: [u8; PREFIX_BYTES]) -> Result<usize, FrameError
 }
 
 /// The message in a frame's body, which must hold nothing else.
-pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+///
+/// # Errors
+/// It is not one.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
     match postcard::take_from_bytes(body) {
         Ok((message, [])) => Ok(message),
         Ok((_, rest)) => Err(FrameError::Malformed(format!(
@@ -122,7 +128,10 @@ pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> 
 }
 
 /// Reads a message; none at the end of the stream.
-pub(super) fn read<T: DeserializeOwned>(input: &mut impl Read) -> io::Result<Option<T>> {
+///
+/// # Errors
+/// The stream's, or what comes is no message.
+pub fn read<T: DeserializeOwned>(input: &mut impl Read) -> io::Result<Option<T>> {
     let mut prefix = [0; PREFIX_BYTES];
     match input.read_exact(&mut prefix) {
         Ok(()) => {}

@@ -8,7 +8,7 @@
 use wasm_encoder::{ExportKind, ExportSection, Module, RawSection};
 use wasmparser::{ExternalKind, Parser, Payload};
 
-use super::inspect::Facts;
+use super::inspect::{self, Facts};
 use crate::wasm::Error;
 use crate::wasm::inspect::malformed;
 
@@ -18,6 +18,15 @@ pub(super) const GLOBAL: &str = "hop3:g";
 pub(super) const START: &str = "hop3:start";
 /// Begins the export that says why the state cannot be captured: `FUNCTION`, a tab, the reason.
 pub(super) const REFUSAL: &str = "hop3:refusal:";
+
+/// Checks a module as [`ServiceEngine::load`](super::ServiceEngine::load) does before it compiles
+/// anything, and gives what it would compile. Pure.
+///
+/// # Errors
+/// The module cannot be run as a service with that much memory.
+pub fn prepare(wasm: &[u8], memory_bytes_max: u64) -> Result<Vec<u8>, Error> {
+    expose(wasm, &inspect::check(wasm, memory_bytes_max)?)
+}
 
 /// The module with its hidden state exported.
 pub(super) fn expose(wasm: &[u8], facts: &Facts) -> Result<Vec<u8>, Error> {

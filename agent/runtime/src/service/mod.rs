@@ -32,6 +32,7 @@ mod tests;
 mod types;
 
 pub use engine::{ServiceEngine, ServiceOptions, Tracking};
+pub use expose::prepare;
 pub use failure::StartError;
 pub use image::{Error as ImageError, Image};
 pub use instance::Instance;

@@ -26,8 +26,11 @@ pub(super) const FEATURES: WasmFeatures = WasmFeatures::FLOATS
     .union(WasmFeatures::EXTENDED_CONST);
 
 /// Checks a module's bytes, the names of what it imports and exports, and that its memory can
-/// start within `memory_bytes_max`.
-pub(super) fn check(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
+/// start within `memory_bytes_max`: all that is asked of a task's module before it is compiled.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
     check_bytes(wasm)?;
     check_sections(wasm, memory_bytes_max)
 }

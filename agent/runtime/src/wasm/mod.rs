@@ -34,6 +34,7 @@ pub use cache::CompiledCache;
 pub use cancel::{CancelToken, Stop, Wait};
 pub use clock::{GuestClock, VirtualClock};
 pub use engine::{AddressSpace, Engine, EngineOptions, OptionsError};
+pub use inspect::check;
 pub use limits::{
     HOST_CALLS_MAX, Limits, LimitsError, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, OUTPUT_BYTES_MAX,
     TIME_MS_MAX,
