@@ -31,6 +31,8 @@ pub struct Replica<H> {
     owner: Arc<H>,
     /// What it has; `None`: that is not known.
     at: Option<Image>,
+    /// How often it began.
+    stream: u64,
 }
 
 impl<H: Owner + 'static> Replica<H> {
@@ -42,6 +44,7 @@ impl<H: Owner + 'static> Replica<H> {
             from,
             owner,
             at: None,
+            stream: 0,
         }
     }
 
@@ -53,7 +56,8 @@ impl<H: Owner + 'static> Replica<H> {
         if let Some(at) = self.at.take() {
             let change = change(at, image.clone()).await?;
             if change.delta.len() <= REPLICA_CHANGE_BYTES_MAX {
-                self.write(ReplicaWrite::Change(change)).await?;
+                let stream = self.stream;
+                self.write(ReplicaWrite::Change { stream, change }).await?;
                 self.at = Some(image.clone());
                 return Ok(());
             }
@@ -68,11 +72,7 @@ impl<H: Owner + 'static> Replica<H> {
             let message = format!("its checkpoint did not reach the coordinator in {BASE_MAX:?}");
             Problem::new(Code::Deadline, message)
         })??;
-        let base = ReplicaWrite::Base {
-            checkpoint: made,
-            since: None,
-        };
-        self.write(base).await?;
+        self.begin(made, None).await?;
         self.at = Some(image.clone());
         Ok(())
     }
@@ -92,13 +92,23 @@ impl<H: Owner + 'static> Replica<H> {
             self.at = Some(at);
             return Ok(());
         }
-        let base = ReplicaWrite::Base {
-            checkpoint: made,
-            since: Some(since),
-        };
-        self.write(base).await?;
+        self.begin(made, Some(since)).await?;
         self.at = Some(at);
         Ok(())
+    }
+
+    async fn begin(
+        &mut self,
+        checkpoint: Checkpoint,
+        since: Option<ReplicaChange>,
+    ) -> Result<(), Problem> {
+        self.stream += 1;
+        let base = ReplicaWrite::Base {
+            stream: self.stream,
+            checkpoint,
+            since,
+        };
+        self.write(base).await
     }
 
     async fn write(&self, write: ReplicaWrite) -> Result<(), Problem> {

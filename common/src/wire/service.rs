@@ -109,19 +109,27 @@ impl Checkpoint {
     }
 }
 
-/// What a run adds to the replica of its instance at the coordinator.
+/// What a run adds to the replica of its instance at the coordinator. `stream` counts how often the
+/// run began the replica: what an earlier one still brings is of no account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReplicaWrite {
     /// The replica begins anew: with this checkpoint, whose parts are at the coordinator, and what
     /// changed since.
     Base {
+        /// From 1, by one.
+        stream: u64,
         /// Where it begins.
         checkpoint: Checkpoint,
         /// What is different now.
         since: Option<ReplicaChange>,
     },
     /// The next change.
-    Change(ReplicaChange),
+    Change {
+        /// Of the base that it builds on.
+        stream: u64,
+        /// What.
+        change: ReplicaChange,
+    },
 }
 
 /// A change of an instance's state, as its host wrote it.

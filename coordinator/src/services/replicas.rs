@@ -17,7 +17,7 @@ use hop3_common::{
     chunks::BlobStore,
     codes::{Code, Problem},
     id::{Digest, InstanceId, UnixMs},
-    ownership::{Position, Replica, Token},
+    ownership::{Position, Replica, ReplicaRefusal, Token},
     store::{
         Cipher, MasterKey,
         changelog::{Error, Log, LogId},
@@ -39,6 +39,8 @@ struct Head {
     instance: InstanceId,
     /// The run that writes it.
     token: Token,
+    /// How often that run had begun it.
+    stream: u64,
     /// What the changes build on.
     base: Checkpoint,
 }
@@ -132,7 +134,7 @@ impl Replicas {
             Err(error) => return Err(error.into()),
         };
         let gone = match &slot.open {
-            Some(other) if other.state.end() >= opened.state.end() => Some(path),
+            Some(other) if further(other) >= further(&opened) => Some(path),
             _ => {
                 let before = slot.open.replace(opened);
                 before.map(|open| open.log.path().to_owned())
@@ -206,31 +208,42 @@ impl Replicas {
         let slot = self.slot(instance);
         let mut slot = lock(&slot);
         match write {
-            ReplicaWrite::Base { checkpoint, since } => {
-                self.begin(&mut slot, instance, token, checkpoint, since)
+            ReplicaWrite::Base {
+                stream,
+                checkpoint,
+                since,
+            } => {
+                let head = Head {
+                    instance: instance.clone(),
+                    token,
+                    stream,
+                    base: checkpoint,
+                };
+                self.begin(&mut slot, head, since)
             }
-            ReplicaWrite::Change(change) => append(&mut slot, token, &change),
+            ReplicaWrite::Change { stream, change } => append(&mut slot, token, stream, &change),
         }
     }
 
     fn begin(
         &self,
         slot: &mut Slot,
-        instance: &InstanceId,
-        token: Token,
-        base: Checkpoint,
+        head: Head,
         since: Option<ReplicaChange>,
     ) -> Result<(), Problem> {
-        let seq = since.as_ref().map_or(base.seq, |change| change.seq);
-        let before = slot.open.as_ref().map(|open| &open.state);
-        let state = Replica::begin(before, Position { token, seq })?;
-        let head = Head {
-            instance: instance.clone(),
-            token,
-            base,
+        let before = slot.open.as_ref();
+        // A base that was late: the run has begun it anew since.
+        let newer = |open: &&Open| open.head.token == head.token && open.head.stream >= head.stream;
+        if before.filter(newer).is_some() {
+            return Err(ReplicaRefusal::Deposed(head.token).into());
+        }
+        let end = Position {
+            token: head.token,
+            seq: since.as_ref().map_or(head.base.seq, |change| change.seq),
         };
+        let state = Replica::begin(before.map(|open| &open.state), end)?;
         let id = LogId(rand::random());
-        let name = instance.as_str().replace('/', "_");
+        let name = head.instance.as_str().replace('/', "_");
         let path = self.dir.join(format!("{name}.{id}.log"));
         let first = since.as_ref().map(encode).transpose()?;
         let log = self.create(&path, id, &head, first.as_deref())?;
@@ -352,12 +365,25 @@ impl Replicas {
     }
 }
 
-fn append(slot: &mut Slot, token: Token, change: &ReplicaChange) -> Result<(), Problem> {
+/// Of two logs of an instance the one that is further took the other's place.
+fn further(open: &Open) -> (Position, u64) {
+    (open.state.end(), open.head.stream)
+}
+
+fn append(
+    slot: &mut Slot,
+    token: Token,
+    stream: u64,
+    change: &ReplicaChange,
+) -> Result<(), Problem> {
     let Some(open) = &mut slot.open else {
         let message = "there is no replica yet: it begins with a whole state";
         return Err(Problem::new(Code::NotHere, message));
     };
-    let state = open.state.change(token, change.seq)?;
+    if stream != open.head.stream {
+        return Err(ReplicaRefusal::Deposed(open.head.token).into());
+    }
+    let state = open.state.change(token, open.state.writer(), change.seq)?;
     if open.log.is_broken() || open.log.bytes() > LOG_BYTES_MAX {
         return Err(storage("the replica must begin anew"));
     }

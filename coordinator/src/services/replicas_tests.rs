@@ -31,6 +31,13 @@ fn change(seq: u64) -> ReplicaChange {
     }
 }
 
+fn wrote(stream: u64, seq: u64) -> ReplicaWrite {
+    ReplicaWrite::Change {
+        stream,
+        change: change(seq),
+    }
+}
+
 struct Rig {
     dir: tempfile::TempDir,
     key: MasterKey,
@@ -75,22 +82,21 @@ fn what_was_acknowledged_is_in_the_checkpoint_after_a_restart() {
     let rig = Rig::new();
     let replicas = rig.open();
     let run = token(1, 1);
-    let begin = |seq, since| ReplicaWrite::Base {
+    let begin = |stream, seq, since| ReplicaWrite::Base {
+        stream,
         checkpoint: base(run, seq),
         since,
     };
-    replicas.write(&rig.id, run, begin(3, None)).unwrap();
+    replicas.write(&rig.id, run, begin(1, 3, None)).unwrap();
     for seq in 4..=6 {
-        let write = ReplicaWrite::Change(change(seq));
+        let write = wrote(1, seq);
         replicas.write(&rig.id, run, write).unwrap();
     }
     // A newer checkpoint takes the place of the changes that it contains.
     replicas
-        .write(&rig.id, run, begin(5, Some(change(6))))
+        .write(&rig.id, run, begin(2, 5, Some(change(6))))
         .unwrap();
-    replicas
-        .write(&rig.id, run, ReplicaWrite::Change(change(7)))
-        .unwrap();
+    replicas.write(&rig.id, run, wrote(2, 7)).unwrap();
     assert_eq!(rig.files(), 1);
     drop(replicas);
     let replicas = rig.open();
@@ -100,11 +106,12 @@ fn what_was_acknowledged_is_in_the_checkpoint_after_a_restart() {
     assert_eq!((made.seq, made.token), (7, run));
     assert_eq!(made.parts[0], base(run, 5).parts[0]);
     assert_eq!(rig.deltas(&made), ["change 6", "change 7"]);
-    let late = replicas.write(&rig.id, run, ReplicaWrite::Change(change(8)));
+    let late = replicas.write(&rig.id, run, wrote(2, 8));
     assert_eq!(late.unwrap_err().code, Code::NotHere, "it is sealed");
     // It was not handed over after all: the next run goes on.
     let next = token(1, 2);
     let again = ReplicaWrite::Base {
+        stream: 1,
         checkpoint: base(next, 7),
         since: None,
     };
@@ -119,20 +126,21 @@ fn runs_before_the_newest_and_runs_without_a_beginning_write_nothing() {
     let replicas = rig.open();
     let write = |token, write| replicas.write(&rig.id, token, write);
     let begin = |token, seq| ReplicaWrite::Base {
+        stream: 1,
         checkpoint: base(token, seq),
         since: None,
     };
-    assert!(write(token(1, 1), ReplicaWrite::Change(change(1))).is_err());
+    assert!(write(token(1, 1), wrote(1, 1)).is_err());
     write(token(1, 2), begin(token(1, 2), 4)).unwrap();
     assert!(write(token(1, 1), begin(token(1, 1), 9)).is_err());
-    assert!(write(token(1, 1), ReplicaWrite::Change(change(5))).is_err());
-    assert!(write(token(1, 3), ReplicaWrite::Change(change(5))).is_err());
+    assert!(write(token(1, 1), wrote(1, 5)).is_err());
+    assert!(write(token(1, 3), wrote(1, 5)).is_err());
     assert!(
         write(token(1, 3), begin(token(1, 3), 3)).is_err(),
         "less than it has"
     );
-    assert!(write(token(1, 2), ReplicaWrite::Change(change(3))).is_err());
-    write(token(1, 2), ReplicaWrite::Change(change(5))).unwrap();
+    assert!(write(token(1, 2), wrote(1, 3)).is_err());
+    write(token(1, 2), wrote(1, 5)).unwrap();
     assert_eq!(replicas.standing(&rig.id).unwrap().end.seq, 5);
 }
 
@@ -141,18 +149,24 @@ fn of_two_logs_the_further_stays_and_a_torn_one_is_cut() {
     let rig = Rig::new();
     let replicas = rig.open();
     let run = token(1, 1);
-    let begin = ReplicaWrite::Base {
+    let begin = |stream| ReplicaWrite::Base {
+        stream,
         checkpoint: base(run, 1),
         since: None,
     };
-    replicas.write(&rig.id, run, begin.clone()).unwrap();
+    replicas.write(&rig.id, run, begin(1)).unwrap();
     let dir = rig.dir.path().join("replicas");
     let old = std::fs::read_dir(&dir).unwrap().next().unwrap().unwrap();
     let kept = std::fs::read(old.path()).unwrap();
-    replicas.write(&rig.id, run, begin).unwrap();
-    replicas
-        .write(&rig.id, run, ReplicaWrite::Change(change(2)))
-        .unwrap();
+    replicas.write(&rig.id, run, begin(2)).unwrap();
+    let late = replicas.write(&rig.id, run, begin(1));
+    assert_eq!(
+        late.unwrap_err().code,
+        Code::NotHere,
+        "of an earlier stream"
+    );
+    assert!(replicas.write(&rig.id, run, wrote(1, 2)).is_err());
+    replicas.write(&rig.id, run, wrote(2, 2)).unwrap();
     // The machine stopped before the old one was gone; and it tore what was being written.
     std::fs::write(old.path(), kept).unwrap();
     std::fs::write(dir.join(format!("service_s_0.{:032x}.new", 7)), b"HOP3").unwrap();
@@ -168,12 +182,13 @@ fn a_damaged_replica_is_reported_and_nothing_goes_on_from_it() {
     let replicas = rig.open();
     let run = token(1, 1);
     let begin = |run, seq| ReplicaWrite::Base {
+        stream: 1,
         checkpoint: base(run, seq),
         since: None,
     };
     replicas.write(&rig.id, run, begin(run, 1)).unwrap();
     for seq in 2..5 {
-        let write = ReplicaWrite::Change(change(seq));
+        let write = wrote(1, seq);
         replicas.write(&rig.id, run, write).unwrap();
     }
     drop(replicas);
