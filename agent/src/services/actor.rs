@@ -454,8 +454,7 @@ impl Actor {
     pub(super) async fn release_by_turns(self: &Arc<Self>, releases: Vec<Release>) {
         let mut releases = releases.into_iter();
         loop {
-            let some = releases.by_ref().take(RELEASES_AT_ONCE);
-            some.for_each(|release| release.carry_out(self));
+            self.release(releases.by_ref().take(RELEASES_AT_ONCE).collect());
             if releases.len() == 0 {
                 return;
             }

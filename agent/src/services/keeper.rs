@@ -338,7 +338,7 @@ impl<H: Owner + 'static> Keeper<H> {
         spawn_blocking(move || drop(cell));
         // Whoever waits for the replica is told that the outcome is not known.
         let taken = self.actor.take_unsettled();
-        self.actor.settled(taken.releases);
+        self.actor.release(taken.releases);
         Ended::Fenced
     }
 

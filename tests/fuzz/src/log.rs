@@ -36,7 +36,7 @@ fn recover(disk: &MemoryDisk, head_must_be: Option<&Head>) -> Result<Recovered, 
         Ok(())
     };
     let path = Path::new(PATH);
-    let recovered = Log::recover::<Error>(disk, path, cipher(), ID, begin, each)?;
+    let recovered = Log::recover::<Head, Error>(disk, path, cipher(), ID, begin, each)?;
     Ok((recovered.0, deltas))
 }
 

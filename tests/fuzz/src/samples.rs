@@ -135,7 +135,8 @@ fn service_work() -> ServiceWork {
         module_bytes: 1_000,
         state: State::Keyed,
         key: KeyFrom::Header("x-device".into()),
-        durability: Durability::Node,
+        durability: Durability::Replicated,
+        fence: Some(Millis::secs(3)),
         checkpoint_every: Millis::secs(60),
         checkpoint_keep: 3,
         env: BTreeMap::new(),
@@ -219,6 +220,7 @@ fn events() -> Vec<Event> {
         seq: 4,
         schema: 5,
         state_bytes: 6,
+        replicated: true,
     };
     vec![
         Event::Started {
@@ -267,6 +269,10 @@ fn ups() -> Vec<Up> {
         Up::Renew { csr_der },
         Up::Leaving {
             reason: "stop".into(),
+        },
+        Up::Leases {
+            number: 9,
+            runs: vec![(service(), TOKEN)],
         },
         Up::Fetched {
             instance: service(),
@@ -330,9 +336,12 @@ fn downs() -> Vec<Down> {
             epoch,
         },
         Down::Fetch {
-            instance,
-            module: output(),
-            blobs: vec![output()],
+            instance: instance.clone(),
+            work: Box::new(service_work()),
+        },
+        Down::Leases {
+            number: 9,
+            runs: vec![(instance, TOKEN, 3_000)],
         },
     ];
     assigned.into_iter().chain(others).collect()
@@ -404,8 +413,24 @@ fn outgoings() -> Vec<Outgoing> {
         from: Some((service(), TOKEN)),
         what,
     };
-    let what = [call, OutgoingWhat::Publish(topic())];
-    what.into_iter().map(outgoing).collect()
+    let change = || ReplicaChange {
+        seq: 8,
+        delta: Bytes::from_static(b"HOP3DELT"),
+    };
+    let base = ReplicaWrite::Base {
+        stream: 1,
+        checkpoint: checkpoint(),
+        since: Some(change()),
+    };
+    let next = ReplicaWrite::Change {
+        stream: 1,
+        change: change(),
+    };
+    let replica = [base, next].map(OutgoingWhat::Replica);
+    let what = [call, OutgoingWhat::Publish(topic())]
+        .into_iter()
+        .chain(replica);
+    what.map(outgoing).collect()
 }
 
 fn client_ups() -> Vec<ClientUp> {

@@ -156,6 +156,7 @@ fn facts(seq: usize) -> ServiceFacts {
         seq: seq as u64,
         schema: 1,
         state_bytes: 0,
+        replicated: false,
     }
 }
 
