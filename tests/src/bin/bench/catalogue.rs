@@ -305,6 +305,28 @@ pub(crate) static ALL: &[Entry] = &[
         "from the start of an agent after SIGKILL to the answer of its service with its \
          state, through the coordinator; memory of N",
     ),
+    more(
+        "commit.per_s",
+        "/s",
+        "changes of four `counters` instances through the gateway, 64 connections, each acknowledged \
+         at durability N",
+    ),
+    less("commit.p99_ms", "ms", "the same: 99th percentile"),
+    less("commit.p50_ms", "ms", "the same over one connection: median"),
+    less(
+        "failover.ms",
+        "ms",
+        "from SIGKILL of the owner's agent, which stays away, to the next good answer with the \
+         state; `durability: replicated`, lease of N",
+    )
+    .bar(5000.0),
+    less(
+        "offline_boot.first_answer_ms",
+        "ms",
+        "from the start of an agent that has no coordinator to the first answer of its service with \
+         its state, at the node's own gateway",
+    )
+    .bar(1000.0),
     less(
         "move.downtime_ms",
         "ms",

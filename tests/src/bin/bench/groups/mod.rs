@@ -6,6 +6,7 @@ mod binaries;
 mod coldstart;
 mod connected;
 mod coordinator;
+mod durability;
 mod enroll;
 mod gateway;
 mod idle;
@@ -113,6 +114,11 @@ pub(crate) const ALL: &[Group] = &[
         name: "services",
         metrics: &["apply.", "service.", "checkpoint.", "restart."],
         run: services::run,
+    },
+    Group {
+        name: "durability",
+        metrics: &["commit.", "failover.", "offline_boot."],
+        run: durability::run,
     },
     Group {
         name: "moves",
