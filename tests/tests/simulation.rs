@@ -18,7 +18,7 @@ const LONELY: u64 = 100;
 fn run(seed: u64, broken: Break) -> Result<Counts, String> {
     let mut world = World::new(seed, broken);
     world.run_until(world.now + TROUBLE_MS);
-    if seed % LONELY == 0 {
+    if seed.is_multiple_of(LONELY) {
         world.lonely_hour();
         world.run_until(world.now + TROUBLE_MS);
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use hop3_agent::supervisor::core::{Action, Core, Input, Progress, Stored};
 use hop3_common::{
     codes::{Code, Problem},
-    id::{Digest, InstanceId, NodeId, UnixMs},
+    id::{Digest, InstanceId, UnixMs},
     ownership::{BootMs, Epoch, Holder, Position, Token},
     spec::{Durability, KeyFrom, Millis, ServiceLimits, State},
     wire::{
@@ -61,7 +61,6 @@ pub(crate) struct Disk {
 }
 
 pub(crate) struct Agent {
-    pub(crate) name: NodeId,
     pub(crate) up: bool,
     pub(crate) life: u32,
     /// It sleeps until then.
@@ -79,9 +78,8 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn new(rng: &mut Rng, node: usize, instances: usize) -> Self {
+    pub(crate) fn new(rng: &mut Rng, instances: usize) -> Self {
         Self {
-            name: format!("n{node}").parse().expect("it is one"),
             up: true,
             life: 0,
             asleep: 0,
@@ -501,8 +499,10 @@ impl World {
             return;
         };
         let behind = run.replicated < run.hist.len() || !run.serving;
-        let stuck = |stream: &mut Stream| behind && now > stream.answered + STREAM_QUIET_MS;
-        drop(run.stream.take_if(stuck));
+        let stuck = |stream: &Stream| behind && now > stream.answered + STREAM_QUIET_MS;
+        if run.stream.as_ref().is_some_and(stuck) {
+            run.stream = None;
+        }
         if !run.started || !holds || run.stream.is_some() {
             return;
         }

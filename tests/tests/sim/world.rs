@@ -229,7 +229,7 @@ impl World {
             let fenced = at == 0 || (at > 1 && rng.chance(500));
             fence.push(fenced.then(|| rng.range(1_000, 3_001)));
         }
-        let agents = (0..NODES).map(|node| Agent::new(&mut rng, node, instances));
+        let agents = (0..NODES).map(|_| Agent::new(&mut rng, instances));
         let agents = agents.collect();
         let mut world = Self {
             coordinator: Coordinator::new(instances),
