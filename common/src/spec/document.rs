@@ -7,6 +7,9 @@ use crate::id::{ModelName, ServiceName};
 
 /// Largest document, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
+/// Deepest nesting of brackets, roughly counted. The YAML parser's time grows with its square, and
+/// faster; what we read needs six.
+const NESTING_MAX: usize = 128;
 /// Most documents in one text.
 const DOCUMENTS_MAX: usize = 256;
 const KINDS: [&str; 3] = ["Task", "Model", "Service"];
@@ -61,6 +64,9 @@ pub fn parse_documents(text: &str) -> Result<Vec<Resource>, Invalid> {
             format!("is larger than {DOCUMENT_BYTES_MAX} bytes"),
         ));
     }
+    if nesting(text) > NESTING_MAX {
+        return Err(Invalid::new("document", "is nested too deeply"));
+    }
     let mut resources = Vec::new();
     for document in serde_norway::Deserializer::from_str(text) {
         if resources.len() == DOCUMENTS_MAX {
@@ -82,6 +88,20 @@ pub fn parse_documents(text: &str) -> Result<Vec<Resource>, Invalid> {
         ));
     }
     Ok(resources)
+}
+
+/// How deep brackets are nested at most, those in texts and comments included.
+fn nesting(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 /// Parses one JSON body strictly, with the same errors as documents. `root` begins the field's
@@ -287,6 +307,15 @@ mod tests {
             let problem = problem(text);
             assert!(problem.contains(expected), "{text:?}: {problem}");
         }
+    }
+
+    #[test]
+    fn what_is_large_or_deep_is_refused_at_once() {
+        let deep = problem(&format!("kind: {}", "[".repeat(DOCUMENT_BYTES_MAX / 2)));
+        assert!(deep.contains("nested too deeply"), "{deep}");
+        let word = "x".repeat(DOCUMENT_BYTES_MAX / 2);
+        let long = problem(&format!("kind: Task\nspec: {{module: m, {word}: 1}}"));
+        assert!(long.contains("the fields here are"), "{:.200}", long);
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Batch {
             for last in &mut last[..fields] {
                 *last = last.wrapping_add(unzigzag(take_varint(&mut rest)?));
             }
-            samples.push(sample_of(&last));
+            samples.push(sample_of(&last).ok_or(Malformed)?);
         }
         if rest.is_empty() {
             Ok(samples)
@@ -151,21 +151,27 @@ fn fields_of(s: &Sample) -> [i64; FIELDS] {
     ]
 }
 
-fn sample_of(f: &[i64; FIELDS_MAX]) -> Sample {
-    Sample {
+/// The sample of these fields; none if one is wider than its type.
+fn sample_of(f: &[i64; FIELDS_MAX]) -> Option<Sample> {
+    let narrow = |field: i64| u32::try_from(field).ok();
+    let temperature = match f[6] {
+        0 => None,
+        field => Some(i32::try_from(field.checked_sub(10_000)?).ok()?),
+    };
+    Some(Sample {
         at: UnixMs(f[0] as u64),
-        cpu_permille: f[1] as u32,
+        cpu_permille: narrow(f[1])?,
         memory_used_kib: f[2] as u64,
         disk_used_kib: f[3] as u64,
         net_rx_bytes_per_s: f[4] as u64,
         net_tx_bytes_per_s: f[5] as u64,
-        temperature_decicelsius: (f[6] != 0).then(|| f[6].wrapping_sub(10_000) as i32),
-        load1_centi: f[7] as u32,
-        instances: f[8] as u32,
-        agent_rss_kib: f[9] as u32,
-        models_rss_kib: f[10] as u32,
-        loop_delay_p99_ms: f[11] as u32,
-    }
+        temperature_decicelsius: temperature,
+        load1_centi: narrow(f[7])?,
+        instances: narrow(f[8])?,
+        agent_rss_kib: narrow(f[9])?,
+        models_rss_kib: narrow(f[10])?,
+        loop_delay_p99_ms: narrow(f[11])?,
+    })
 }
 
 fn zigzag(v: i64) -> u64 {
@@ -203,6 +209,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_wider_than_its_field_is_malformed() {
+        for (field, value) in [
+            (1, 1 << 32),
+            (1, -1),
+            (6, 1 << 32),
+            (6, i64::MIN),
+            (10, 1 << 40),
+        ] {
+            let mut fields = [0; FIELDS];
+            fields[field] = value;
+            let mut data = Vec::new();
+            for of in fields {
+                put_varint(&mut data, zigzag(of));
+            }
+            assert_eq!(Batch { count: 1, data }.decode(), Err(Malformed), "{field}");
+        }
+    }
 
     #[test]
     fn an_idle_minute_is_small() {

@@ -26,12 +26,12 @@ type Seeds = Vec<(String, Vec<u8>)>;
 /// and through postcard (records and messages), and is the same.
 pub fn manifests(data: &[u8]) -> bool {
     // What the API takes is the spec alone, in JSON.
-    let task = parse_json::<TaskSpec>(data, "spec")
-        .is_ok_and(|of| of.check().map(|()| round(&of)).is_ok());
-    let model = parse_json::<ModelSpec>(data, "spec")
-        .is_ok_and(|of| of.check().map(|()| round(&of)).is_ok());
-    let service = parse_json::<ServiceSpec>(data, "spec")
-        .is_ok_and(|of| of.check().map(|()| round(&of)).is_ok());
+    let task = parse_json::<TaskSpec>(data, "spec");
+    let task = task.is_ok_and(|spec| spec.check().is_ok_and(|()| !round(&spec).is_null()));
+    let model = parse_json::<ModelSpec>(data, "spec");
+    let model = model.is_ok_and(|spec| spec.check().is_ok_and(|()| !round(&spec).is_null()));
+    let service = parse_json::<ServiceSpec>(data, "spec");
+    let service = service.is_ok_and(|spec| spec.check().is_ok_and(|()| !round(&spec).is_null()));
     let text = String::from_utf8_lossy(data);
     documents(&text) || task || model || service
 }
