@@ -10,7 +10,7 @@
 use hop3_common::{
     codes::Problem,
     id::{InstanceId, ServiceName, UnixMs},
-    ownership::{Position, Token},
+    ownership::{Epoch, Position, Token},
     wire::{Checkpoint, ReplicaWrite},
 };
 use tokio::task::spawn_blocking;
@@ -122,7 +122,7 @@ pub(super) async fn fail_over(
         core.services.leases().unbar(&id);
         return Err(problem);
     }
-    forget_replica(core, &id).await;
+    forget_replica(core, &id, before.own.epoch).await;
     settle(core, &service.record.name, index, Need::FailOver, &before);
     Ok(true)
 }
@@ -143,16 +143,16 @@ pub(super) async fn take_state(
 }
 
 /// What the replica was made into is recorded.
-pub(super) async fn forget_replica(core: &Core, id: &InstanceId) {
+pub(super) async fn forget_replica(core: &Core, id: &InstanceId, epoch: Epoch) {
     let (replicas, instance) = (core.replicas.clone(), id.clone());
-    let _ = spawn_blocking(move || replicas.forget(&instance)).await;
+    let _ = spawn_blocking(move || replicas.forget(&instance, epoch)).await;
 }
 
 /// Forgets replicas and leases of a service that is gone.
 pub(super) async fn forget(core: &Core, name: &ServiceName, instances: usize) {
     for index in 0..instances {
         let id = InstanceId::service(name, u32::try_from(index).unwrap_or(u32::MAX));
-        forget_replica(core, &id).await;
+        forget_replica(core, &id, Epoch(u64::MAX)).await;
         core.services.leases().forget(&id);
     }
 }

@@ -17,7 +17,7 @@ use hop3_common::{
     chunks::BlobStore,
     codes::{Code, Problem},
     id::{Digest, InstanceId, UnixMs},
-    ownership::{Position, Replica, ReplicaRefusal, Token},
+    ownership::{Epoch, Position, Replica, ReplicaRefusal, Token},
     store::{
         Cipher, MasterKey,
         changelog::{Error, Log, LogId},
@@ -329,10 +329,14 @@ impl Replicas {
         Ok(Some(made))
     }
 
-    /// The instance is gone, or goes on from what the replica was made into.
-    pub fn forget(&self, instance: &InstanceId) {
-        let slot = lock(&self.slots).remove(instance);
-        if let Some(open) = slot.and_then(|slot| lock(&slot).open.take()) {
+    /// The instance goes on from what the replica of `epoch` was made into, or is gone. What a newer
+    /// owner has begun meanwhile stays.
+    pub fn forget(&self, instance: &InstanceId, epoch: Epoch) {
+        let slot = self.slot(instance);
+        let mut slot = lock(&slot);
+        slot.damaged = None;
+        let old = |open: &mut Open| open.head.token.epoch <= epoch;
+        if let Some(open) = slot.open.take_if(old) {
             self.remove(open.log.path());
         }
     }

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use hop3_common::ownership::{Epoch, Incarnation};
+use hop3_common::ownership::Incarnation;
 
 use super::*;
 
@@ -116,7 +116,9 @@ fn what_was_acknowledged_is_in_the_checkpoint_after_a_restart() {
         since: None,
     };
     replicas.write(&rig.id, next, again).unwrap();
-    replicas.forget(&rig.id);
+    replicas.forget(&rig.id, Epoch(0));
+    assert_eq!(rig.files(), 1, "it is a newer owner's");
+    replicas.forget(&rig.id, Epoch(1));
     assert_eq!((rig.files(), replicas.standing(&rig.id)), (0, None));
 }
 

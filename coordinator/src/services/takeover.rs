@@ -106,7 +106,7 @@ pub(crate) async fn take_over(
         core.nodes.ledger().release(&node, &id);
         return Err(problem);
     }
-    forget_replica(core, &id).await;
+    forget_replica(core, &id, before.own.epoch).await;
     settle(core, name, index, Need::FailOver, &before);
     drop(lock);
     converge(core, name).await;
