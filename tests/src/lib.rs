@@ -8,6 +8,7 @@ mod daemon;
 mod guests;
 mod mesh;
 mod npy;
+pub mod relay;
 pub mod sockets;
 pub mod web;
 

@@ -315,7 +315,9 @@ mod tests {
         assert!(deep.contains("nested too deeply"), "{deep}");
         let word = "x".repeat(DOCUMENT_BYTES_MAX / 2);
         // An explicit key: others have at most 1,024 characters in YAML.
-        let long = problem(&format!("kind: Task\nspec:\n  module: m\n  ? {word}\n  : 1\n"));
+        let long = problem(&format!(
+            "kind: Task\nspec:\n  module: m\n  ? {word}\n  : 1\n"
+        ));
         assert!(long.contains("the fields here are"), "{:.200}", long);
     }
 

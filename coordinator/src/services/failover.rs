@@ -9,9 +9,9 @@
 
 use hop3_common::{
     codes::Problem,
-    id::{InstanceId, ServiceName, UnixMs},
+    id::{InstanceId, NodeId, ServiceName, UnixMs},
     ownership::{Epoch, Position, Token},
-    wire::{Checkpoint, ReplicaWrite},
+    wire::{Checkpoint, ReplicaWrite, close},
 };
 use tokio::task::spawn_blocking;
 
@@ -123,8 +123,18 @@ pub(super) async fn fail_over(
         return Err(problem);
     }
     forget_replica(core, &id, before.own.epoch).await;
+    hang_up(core, owner.as_ref());
     settle(core, &service.record.name, index, Need::FailOver, &before);
     Ok(true)
+}
+
+/// Ends the session of a node that let its leases end: whoever waits for an answer from it hears at
+/// once that there will be none. A node that is alive comes back.
+fn hang_up(core: &Core, owner: Option<&NodeId>) {
+    let node = owner.and_then(|owner| core.nodes.get(owner));
+    if let Some(link) = node.and_then(|node| node.link()) {
+        link.close(close::BUSY, "its leases ended: it did not renew them");
+    }
 }
 
 /// The newest state that is here: the end of the replica, which takes nothing more, or the
