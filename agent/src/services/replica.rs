@@ -8,14 +8,13 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use hop3_common::{
     codes::{Code, Problem},
-    id::InstanceId,
-    ownership::Token,
     wire::{Checkpoint, REPLICA_CHANGE_BYTES_MAX, ReplicaChange, ReplicaWrite},
 };
 use hop3_runtime::service::Image;
 use tokio::task::spawn_blocking;
 
 use super::{
+    actor::Actor,
     keeper::{Owner, deliver},
     outgoing::Outgoing,
     storage::{Storage, panicked},
@@ -27,7 +26,7 @@ const BASE_MAX: Duration = Duration::from_secs(60);
 /// See the module.
 pub struct Replica<H> {
     outgoing: Outgoing,
-    from: (InstanceId, Token),
+    actor: Arc<Actor>,
     owner: Arc<H>,
     /// What it has; `None`: that is not known.
     at: Option<Image>,
@@ -38,10 +37,10 @@ pub struct Replica<H> {
 impl<H: Owner + 'static> Replica<H> {
     /// The replica that a run writes. Nothing is written yet.
     #[must_use]
-    pub fn new(outgoing: Outgoing, from: (InstanceId, Token), owner: Arc<H>) -> Self {
+    pub fn new(outgoing: Outgoing, actor: Arc<Actor>, owner: Arc<H>) -> Self {
         Self {
             outgoing,
-            from,
+            actor,
             owner,
             at: None,
             stream: 0,
@@ -67,11 +66,15 @@ impl<H: Owner + 'static> Replica<H> {
             return Err(Problem::new(Code::Unavailable, message));
         }
         let made = storage.checkpoint(image).await?;
-        let delivered = tokio::time::timeout(BASE_MAX, deliver(&*self.owner, &made)).await;
-        delivered.map_err(|_| {
-            let message = format!("its checkpoint did not reach the coordinator in {BASE_MAX:?}");
-            Problem::new(Code::Deadline, message)
-        })??;
+        tokio::select! {
+            delivered = deliver(&*self.owner, &made) => delivered?,
+            () = tokio::time::sleep(BASE_MAX) => {
+                let message =
+                    format!("its checkpoint did not reach the coordinator in {BASE_MAX:?}");
+                return Err(Problem::new(Code::Deadline, message));
+            }
+            () = self.actor.fenced() => return Err(fenced()),
+        }
         self.begin(made, None).await?;
         self.at = Some(image.clone());
         Ok(())
@@ -111,9 +114,18 @@ impl<H: Owner + 'static> Replica<H> {
         self.write(base).await
     }
 
+    /// Writes, unless the run has lost its right to: whoever owns it then has the replica's end.
     async fn write(&self, write: ReplicaWrite) -> Result<(), Problem> {
-        self.outgoing.replicate(self.from.clone(), write).await
+        let from = (self.actor.instance().clone(), self.actor.token());
+        tokio::select! {
+            written = self.outgoing.replicate(from, write) => written,
+            () = self.actor.fenced() => Err(fenced()),
+        }
     }
+}
+
+fn fenced() -> Problem {
+    Problem::new(Code::Unavailable, "the lease of the instance ended")
 }
 
 async fn change(from: Image, to: Image) -> Result<ReplicaChange, Problem> {

@@ -220,8 +220,7 @@ impl Services {
         image: &Image,
         owner: &Arc<H>,
     ) -> Replica<H> {
-        let from = (actor.instance().clone(), actor.token());
-        let mut replica = Replica::new(self.0.outgoing.clone(), from, owner.clone());
+        let mut replica = Replica::new(self.0.outgoing.clone(), actor.clone(), owner.clone());
         while let Err(problem) = replica.follow(storage, image).await {
             tracing::info!(instance = %actor.instance(), %problem, "its replica cannot begin yet");
             tokio::time::sleep(REPLICA_RETRY).await;
