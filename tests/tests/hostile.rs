@@ -1,6 +1,9 @@
 //! Hostile guests, all at once on one node: every one of them ends as it must, the agent stays
 //! whole, small and quick, and who shares the node with them is served.
 
+// The counts of a run are its result.
+#![allow(clippy::print_stdout)]
+
 #[path = "hostile/services.rs"]
 mod services;
 #[path = "hostile/tasks.rs"]

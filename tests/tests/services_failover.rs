@@ -1,5 +1,6 @@
 //! Replicated services: whatever becomes of the node, what was acknowledged goes on elsewhere, and
 //! one instance at a time answers.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Instant;
 

@@ -69,5 +69,5 @@ pub use meta::{
 };
 pub use record::{RECORD_BYTES_MAX, Record, RecordError, decode_body};
 pub use table::{Item, Items, Table};
-pub use verify::{Verified, verify};
+pub use verify::{Told, Verified, verify};
 pub use watch::{Change, Event, WATCH_EVENTS_MAX, Watch, WatchError};

@@ -19,6 +19,9 @@ pub struct Verified {
     pub torn_tail: Option<TornTail>,
 }
 
+/// Who is told of a record: its key, its commit, and its value (none: deleted).
+pub type Told<'a> = dyn FnMut(&Key, Revision, Option<&[u8]>) + 'a;
+
 /// Reads journal and snapshot of the store in `dir`, which no process has open, and tells every
 /// record of the snapshot, then every later change, in order: the key, its commit, and the value
 /// (none: deleted). Leaves the index aside: it holds nothing of its own.
@@ -30,7 +33,7 @@ pub fn verify(
     disk: Arc<dyn Disk>,
     dir: &Path,
     key: &MasterKey,
-    each: &mut dyn FnMut(&Key, Revision, Option<&[u8]>),
+    each: &mut Told<'_>,
 ) -> Result<Verified> {
     let corrupt = |affected: String| Error::Corrupt {
         path: dir.into(),

@@ -79,11 +79,7 @@ fn check(image: &Image, bytes: usize) {
     assert!(image.state_bytes() <= bytes as u64 * 5 + SLACK_BYTES);
     assert!(image.memory_bytes() <= 1 << 32);
     assert!(image.streams().is_sorted());
-    assert!(
-        image
-            .next_timer()
-            .is_none_or(|(timer, _)| timer <= u64::MAX)
-    );
+    let _ = image.next_timer();
     assert_eq!(image.desk_range(b"").count(), image.desk_range(&[]).count());
 }
 
@@ -116,7 +112,7 @@ pub fn delta(data: &[u8]) -> bool {
 
 /// Builds an image from parts, by the documented form.
 fn built(seq: u64, pages: &[(u32, u8)], kv: &[(&str, &str)], timers: &[(u64, u64)]) -> Vec<u8> {
-    let mut sections = vec![(1, vec![7; 32].repeat(2))];
+    let mut sections = vec![(1, [7; 32].repeat(2))];
     let numbers = [seq, 8, 7, 6, 5, 4].map(u64::to_le_bytes).concat();
     sections.push((2, [numbers, 3u32.to_le_bytes().to_vec()].concat()));
     let global = |ty: u8, bits: u128| [vec![ty], bits.to_le_bytes().to_vec()].concat();

@@ -36,7 +36,7 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -47,7 +47,7 @@ impl Rng {
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: usize) -> usize {
         // Below a `usize`, so it fits one.
-        (self.next() % bound as u64) as usize
+        (self.draw() % bound as u64) as usize
     }
 }
 
@@ -55,7 +55,7 @@ impl Rng {
 #[must_use]
 pub fn mutated(rng: &mut Rng, corpus: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = corpus[rng.below(corpus.len())].clone();
-    for _ in 0..=rng.next() % STEPS_MAX {
+    for _ in 0..=rng.draw() % STEPS_MAX {
         step(rng, &mut bytes, corpus);
         bytes.truncate(INPUT_BYTES_MAX);
     }
@@ -64,9 +64,9 @@ pub fn mutated(rng: &mut Rng, corpus: &[Vec<u8>]) -> Vec<u8> {
 
 fn step(rng: &mut Rng, bytes: &mut Vec<u8>, corpus: &[Vec<u8>]) {
     let at = rng.below(bytes.len() + 1);
-    match rng.next() % 10 {
+    match rng.draw() % 10 {
         0..=2 if at < bytes.len() => bytes[at] ^= 1 << rng.below(8),
-        3 if at < bytes.len() => bytes[at] = rng.next() as u8,
+        3 if at < bytes.len() => bytes[at] = rng.draw() as u8,
         4 => bytes.truncate(at),
         5 => {
             let number = NUMBERS[rng.below(NUMBERS.len())].to_le_bytes();
@@ -76,7 +76,7 @@ fn step(rng: &mut Rng, bytes: &mut Vec<u8>, corpus: &[Vec<u8>]) {
             }
         }
         6 => {
-            let new: Vec<u8> = (0..=rng.below(8)).map(|_| rng.next() as u8).collect();
+            let new: Vec<u8> = (0..=rng.below(8)).map(|_| rng.draw() as u8).collect();
             bytes.splice(at..at, new);
         }
         7 => {
@@ -100,7 +100,7 @@ fn repeat(rng: &mut Rng, bytes: &mut Vec<u8>, at: usize) {
     if piece.is_empty() {
         return;
     }
-    let large = rng.next().is_multiple_of(LARGE_EVERY);
+    let large = rng.draw().is_multiple_of(LARGE_EVERY);
     let len = match large {
         true => rng.below(INPUT_BYTES_MAX),
         false => rng.below(REPEATED_BYTES_MAX),

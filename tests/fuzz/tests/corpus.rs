@@ -4,7 +4,7 @@
 //! failure was: the message says where, and which file has the input. `HOP3_WRITE_SEEDS=1` writes
 //! the seeds that are not in the corpus yet (those with random keys differ each time, so what is
 //! there stays).
-
+#![allow(clippy::print_stdout)]
 #![allow(clippy::unwrap_used)]
 
 use std::{
