@@ -327,6 +327,18 @@ pub(crate) static ALL: &[Entry] = &[
          its state, at the node's own gateway",
     )
     .bar(1000.0),
+    more(
+        "powercut.images",
+        "images",
+        "images of disks after a power cut, each opened and compared with what was acknowledged",
+    ),
+    less("powercut.lost", "images", "of them, those that lacked something"),
+    more(
+        "sim.schedules",
+        "schedules",
+        "schedules of the simulation of ownership",
+    ),
+    less("sim.violations", "schedules", "of them, those that broke an invariant"),
     less(
         "move.downtime_ms",
         "ms",

@@ -13,6 +13,7 @@ mod idle;
 mod invoke;
 mod moves;
 mod onnx;
+mod proof;
 mod reports;
 mod services;
 mod task;
@@ -119,6 +120,11 @@ pub(crate) const ALL: &[Group] = &[
         name: "durability",
         metrics: &["commit.", "failover.", "offline_boot."],
         run: durability::run,
+    },
+    Group {
+        name: "proof",
+        metrics: &["powercut.", "sim."],
+        run: proof::run,
     },
     Group {
         name: "moves",
