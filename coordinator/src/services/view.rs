@@ -182,7 +182,7 @@ fn if_lost(
         let checkpoint = record.checkpoint.as_ref().map(|cp| cp.seq);
         let seq = replica.max(checkpoint).unwrap_or(0);
         let elsewhere = match place::preview(core, service, index as usize, node) {
-            Some(to) => format!("on {to}, as things stand"),
+            Some(to) => format!("at {to}, as things stand"),
             None => "as soon as a node fits it: none does now".to_owned(),
         };
         return Some(format!(
@@ -313,7 +313,8 @@ pub(crate) fn explain(core: &Core, name: &ServiceName) -> Result<(String, Vec<St
             "{id}: {status} on {node}, run {token} (epoch.incarnation), revision {revision}: \
              {reason}"
         ));
-        if service.record.spec.stateful() {
+        // With a replica the recovery point is its end.
+        if service.record.spec.stateful() && instance.replica.is_none() {
             facts.push(match &instance.checkpoint {
                 Some(cp) => format!(
                     "{id}: recovery point: checkpoint of {}, {} s old, {} changes, {} bytes in {} \
@@ -331,7 +332,8 @@ pub(crate) fn explain(core: &Core, name: &ServiceName) -> Result<(String, Vec<St
         }
         facts.extend(instance.replica.as_ref().map(|replica| {
             format!(
-                "{id}: replicated up to change {}, {} changes ({} bytes) after its checkpoint",
+                "{id}: recovery point: change {}, at the coordinator: a checkpoint and {} changes ({} \
+                 bytes) since",
                 replica.seq, replica.changes, replica.bytes
             )
         }));
