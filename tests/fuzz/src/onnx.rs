@@ -67,6 +67,10 @@ fn round<T: Serialize + DeserializeOwned + PartialEq + Debug>(body: &[u8]) -> bo
     let frame = encode(&message).unwrap();
     assert!(frame.len() - 4 <= body.len());
     assert_eq!(decode::<T>(&frame[4..]).as_ref(), Ok(&message));
+    assert!(
+        decode::<T>(&[body, &[0]].concat()).is_err(),
+        "with more behind"
+    );
     true
 }
 
