@@ -61,8 +61,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             "ok-empty".into(),
             include_bytes!("../seeds/empty.wasm").to_vec(),
         ),
-        ("component".into(), b"\0asm\x0d\0\x01\0".to_vec()),
-        ("text".into(), b"(module)".to_vec()),
-        ("cut".into(), SERVICE[..SERVICE.len() / 2].to_vec()),
+        ("bad-component".into(), b"\0asm\x0d\0\x01\0".to_vec()),
+        ("bad-text".into(), b"(module)".to_vec()),
+        ("bad-cut".into(), SERVICE[..SERVICE.len() / 2].to_vec()),
     ]
 }

@@ -169,8 +169,8 @@ pub fn text_seeds() -> Seeds {
     seeds.push(("ok-token".into(), of(19, &token)));
     // One value of a list is written like `key=value`, and must be fit for that.
     let long = format!("zone in ({})", "x".repeat(200));
-    seeds.push(("selector-long-value".into(), of(9, &long)));
-    seeds.push(("selector-control".into(), of(9, "zone in (a\nb)")));
+    seeds.push(("bad-selector-long-value".into(), of(9, &long)));
+    seeds.push(("bad-selector-control".into(), of(9, "zone in (a\nb)")));
     seeds
 }
 
@@ -194,19 +194,19 @@ pub fn manifest_seeds() -> Seeds {
             r#"{"module":"m","state":"keyed","shards":3,"key":"path/2"}"#.to_owned(),
         ),
         (
-            "unknown-field",
+            "bad-unknown-field",
             "kind: Task\nspec: {module: m, modul: x}\n".to_owned(),
         ),
         (
-            "long-unknown-field",
+            "bad-long-unknown-field",
             format!(r#"{{"module":"m","{word}":1}}"#),
         ),
-        ("long-kind", format!("kind: {word}\nspec: {{}}\n")),
+        ("bad-long-kind", format!("kind: {word}\nspec: {{}}\n")),
         ("bomb", bomb.to_owned()),
-        ("deep", format!("kind: {}1", "[".repeat(200))),
-        ("not-text", "kind: \u{fffd}\u{0}".to_owned()),
+        ("bad-deep", format!("kind: {}1", "[".repeat(200))),
+        ("bad-not-text", "kind: \u{fffd}\u{0}".to_owned()),
         (
-            "selector-long-value",
+            "bad-selector-long-value",
             format!(
                 "kind: Task\nspec: {{module: m, placement: {{labels: ['zone in ({})']}}}}\n",
                 "x".repeat(200)

@@ -113,9 +113,12 @@ pub fn record_seeds() -> Seeds {
         ("ok-record".into(), raw(envelope("lamp", 2, &body))),
         ("ok-body".into(), sealed(2, &body)),
         ("ok-older".into(), sealed(1, b"\x04hall")),
-        ("newer".into(), sealed(3, &body)),
-        ("other-kind".into(), raw(envelope("rope", 2, &body))),
-        ("endless-list".into(), sealed(2, b"\0\xff\xff\xff\xff\x0f")),
+        ("bad-newer".into(), sealed(3, &body)),
+        ("bad-other-kind".into(), raw(envelope("rope", 2, &body))),
+        (
+            "bad-endless-list".into(),
+            sealed(2, b"\0\xff\xff\xff\xff\x0f"),
+        ),
     ]
 }
 
@@ -361,7 +364,7 @@ pub fn journal_seeds() -> Seeds {
         ("ok-plain-group".into(), [vec![2], group(&all)].concat()),
         ("ok-plain-pages".into(), pages),
         ("torn".into(), raw(torn)),
-        ("damaged".into(), raw(&damaged)),
-        ("header-only".into(), raw(&header(JOURNAL, 0))),
+        ("bad-damaged".into(), raw(&damaged)),
+        ("bad-header-only".into(), raw(&header(JOURNAL, 0))),
     ]
 }
