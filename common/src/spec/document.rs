@@ -314,11 +314,15 @@ mod tests {
         let deep = problem(&format!("kind: {}", "[".repeat(DOCUMENT_BYTES_MAX / 2)));
         assert!(deep.contains("nested too deeply"), "{deep}");
         let word = "x".repeat(DOCUMENT_BYTES_MAX / 2);
-        // An explicit key: others have at most 1,024 characters in YAML.
-        let long = problem(&format!(
-            "kind: Task\nspec:\n  module: m\n  ? {word}\n  : 1\n"
-        ));
-        assert!(long.contains("the fields here are"), "{:.200}", long);
+        let long = problem(&format!("kind: {word}"));
+        assert!(long.contains("is unknown: one of"), "{long:.200}");
+        let body = format!(r#"{{"module":"m","{word}":1}}"#);
+        let long = parse_json::<TaskSpec>(body.as_bytes(), "spec").unwrap_err();
+        assert!(
+            long.problem.contains("the fields here are"),
+            "{:.200}",
+            long.problem
+        );
     }
 
     #[test]

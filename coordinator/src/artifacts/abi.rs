@@ -24,6 +24,9 @@ pub(super) const IMPORTS: &[&str] = &[
     "now_ms",
 ];
 
+/// What begins the names that only the host may export.
+pub(super) const RESERVED: &str = "hop3:";
+
 /// Of these it exports at least one.
 pub(super) const HANDLERS: &[&str] = &["hop3_request", "hop3_message", "hop3_timer"];
 

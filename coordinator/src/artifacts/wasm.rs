@@ -6,7 +6,7 @@ use hop3_common::{
     spec::nearest,
 };
 use wasmparser::{
-    BinaryReaderError, CompositeInnerType, ExternalKind, Parser, Payload, SubType, TypeRef,
+    BinaryReaderError, CompositeInnerType, Export, ExternalKind, Parser, Payload, SubType, TypeRef,
     ValType, Validator, WasmFeatures,
 };
 
@@ -16,6 +16,8 @@ use super::{abi, wasi};
 pub(super) const MODULE_BYTES_MAX: u64 = 32 << 20;
 /// Most imports: all of WASI preview 1 several times over.
 const IMPORTS_MAX: usize = 256;
+/// Most mutable globals of a service: what agents capture.
+const GLOBALS_MAX: usize = 1_024;
 /// Longest name that is quoted, in characters.
 const QUOTED_CHARS_MAX: usize = 60;
 
@@ -55,6 +57,14 @@ fn malformed(error: &BinaryReaderError) -> Problem {
     )
 }
 
+fn exact(import: &str) -> Problem {
+    let message = format!(
+        "the module uses `custom_descriptors`, which agents do not run: the import `{}` is exact",
+        quoted(import)
+    );
+    Problem::new(Code::WasmUnsupported, message)
+}
+
 /// Malformed, or fine but for a proposal that agents do not allow.
 fn invalid(wasm: &[u8], error: &BinaryReaderError) -> Problem {
     let validates = |features| {
@@ -87,6 +97,12 @@ struct Names<'a> {
     memory: bool,
     start: bool,
     initialize: bool,
+    /// An export that is something else than its name says, and what it must be.
+    wrong: Option<&'static str>,
+    /// An export whose name is the host's.
+    reserved: bool,
+    /// Mutable globals.
+    globals: usize,
     /// Exported functions of the service interface, and whether they have the right type.
     handlers: Vec<(&'a str, bool)>,
 }
@@ -100,6 +116,10 @@ fn check_names(wasm: &[u8]) -> Result<(), Problem> {
     };
     if names.handles() {
         return service(&names);
+    }
+    if let Some(wrong) = names.wrong {
+        let message = format!("the module's export {wrong}");
+        return Err(Problem::new(Code::WasmExport, message));
     }
     if let Some(import) = names.hop3 {
         let message = format!(
@@ -147,12 +167,22 @@ fn service(names: &Names<'_>) -> Result<(), Problem> {
     if !names.memory {
         return refuse("the module does not export `memory`: services need it".into());
     }
+    if names.reserved {
+        return refuse("names of exports that begin with `hop3:` are left to the host".into());
+    }
+    if names.globals > GLOBALS_MAX {
+        let message = format!(
+            "the module has {} mutable globals: a service may have {GLOBALS_MAX}",
+            names.globals
+        );
+        return Err(Problem::new(Code::TooLarge, message));
+    }
     match names.handlers.iter().find(|(_, right)| !right) {
         Some((name, _)) => {
-            let form = if *name == "hop3_upgrade" {
-                "(i32) -> i32"
-            } else {
-                "() -> i32"
+            let form = match *name {
+                "hop3_upgrade" => "(i32) -> i32",
+                "_initialize" => "() -> ()",
+                _ => "() -> i32",
             };
             refuse(format!("the module's `{name}` is not a function `{form}`"))
         }
@@ -160,7 +190,36 @@ fn service(names: &Names<'_>) -> Result<(), Problem> {
     }
 }
 
-impl Names<'_> {
+impl<'a> Names<'a> {
+    /// Takes an export; `of` is its type if it is a function.
+    fn export(&mut self, export: &Export<'a>, of: Option<&Signature>) {
+        let function = export.kind == ExternalKind::Func;
+        match export.name {
+            "memory" => {
+                self.memory = export.kind == ExternalKind::Memory;
+                if !self.memory {
+                    self.wrong = Some("`memory` must be a linear memory");
+                }
+            }
+            "_start" => {
+                self.start = true;
+                if !function {
+                    self.wrong = Some("`_start` must be a function");
+                }
+            }
+            name if abi::EXPORTS.contains(&name) || name == "_initialize" => {
+                let wanted = match name {
+                    "hop3_upgrade" => Signature::I32ToI32,
+                    "_initialize" => Signature::Nothing,
+                    _ => Signature::ToI32,
+                };
+                self.initialize |= name == "_initialize";
+                self.handlers.push((name, function && of == Some(&wanted)));
+            }
+            name => self.reserved |= name.starts_with(abi::RESERVED),
+        }
+    }
+
     fn handles(&self) -> bool {
         let handler = |(name, _): &(&str, bool)| abi::HANDLERS.contains(name);
         self.handlers.iter().any(handler)
@@ -186,8 +245,11 @@ fn names(wasm: &[u8]) -> Result<Names<'_>, Problem> {
                     if import.module == abi::MODULE {
                         names.hop3.get_or_insert(import.name);
                     }
-                    if let TypeRef::Func(of) | TypeRef::FuncExact(of) = import.ty {
-                        functions.push(of);
+                    match import.ty {
+                        TypeRef::Func(of) => functions.push(of),
+                        // The validator lets it pass, whatever proposals are allowed.
+                        TypeRef::FuncExact(_) => return Err(exact(import.name)),
+                        _ => {}
                     }
                     names.imports += 1;
                     if names.imports > IMPORTS_MAX {
@@ -201,26 +263,18 @@ fn names(wasm: &[u8]) -> Result<Names<'_>, Problem> {
                     functions.push(of.map_err(|e| malformed(&e))?);
                 }
             }
+            Payload::GlobalSection(section) => {
+                for global in section {
+                    let global = global.map_err(|e| malformed(&e))?;
+                    names.globals += usize::from(global.ty.mutable);
+                }
+            }
             Payload::ExportSection(section) => {
                 for export in section {
                     let export = export.map_err(|e| malformed(&e))?;
-                    match export.name {
-                        "memory" => names.memory = export.kind == ExternalKind::Memory,
-                        "_start" => names.start = true,
-                        "_initialize" => names.initialize = true,
-                        name if abi::EXPORTS.contains(&name) => {
-                            let of = functions.get(export.index as usize);
-                            let of = of.and_then(|of| types.get(*of as usize));
-                            let wanted = if name == "hop3_upgrade" {
-                                Signature::I32ToI32
-                            } else {
-                                Signature::ToI32
-                            };
-                            let right = export.kind == ExternalKind::Func && of == Some(&wanted);
-                            names.handlers.push((name, right));
-                        }
-                        _ => {}
-                    }
+                    let of = functions.get(export.index as usize);
+                    let of = of.and_then(|of| types.get(*of as usize));
+                    names.export(&export, of);
                 }
             }
             _ => {}
@@ -232,6 +286,7 @@ fn names(wasm: &[u8]) -> Result<Names<'_>, Problem> {
 /// Types that matter.
 #[derive(Debug, PartialEq, Eq)]
 enum Signature {
+    Nothing,
     ToI32,
     I32ToI32,
     Other,
@@ -242,6 +297,7 @@ fn signature(of: &SubType) -> Signature {
         return Signature::Other;
     };
     match (func.params(), func.results()) {
+        ([], []) => Signature::Nothing,
         ([], [ValType::I32]) => Signature::ToI32,
         ([ValType::I32], [ValType::I32]) => Signature::I32ToI32,
         _ => Signature::Other,
@@ -413,6 +469,11 @@ mod tests {
         let no_memory = r#"(module (import "wasi_snapshot_preview1" "sched_yield"
             (func (result i32))) (func (export "_start")))"#;
         assert_eq!(refused(no_memory).0, Code::WasmExport);
+        let shadow = r#"(module (global (export "memory") i32 (i32.const 0))
+            (func (export "_start")))"#;
+        let (code, message) = refused(shadow);
+        assert_eq!(code, Code::WasmExport);
+        assert!(message.contains("must be a linear memory"), "{message}");
     }
 
     fn service_of(handlers: &str) -> String {
@@ -434,6 +495,15 @@ mod tests {
             (
                 r#"(global (export "hop3_request") i32 (i32.const 0))"#,
                 "`hop3_request` is not",
+            ),
+            (
+                r#"(func (export "hop3_request") (result i32) (i32.const 0))
+                   (func (export "_initialize") (param i32))"#,
+                "`_initialize` is not a function `() -> ()`",
+            ),
+            (
+                r#"(func (export "hop3_request") (export "hop3:g0") (result i32) (i32.const 0))"#,
+                "left to the host",
             ),
         ];
         for (handlers, says) in cases {

@@ -80,12 +80,12 @@ pub fn chunks(data: &[u8]) -> bool {
     }
 }
 
-/// `file` with a new length (a fraction of 65,535ths; 0 leaves it) and bytes changed by `xor`.
+/// `file` with a new length (in 32,768ths of its own; 0 leaves it) and bytes changed by `xor`.
 fn patched(file: &[u8], input: &mut Input<'_>) -> Vec<u8> {
     let mut out = file.to_vec();
     let part = usize::from(input.u16());
     if part > 0 {
-        out.resize(file.len() * part / 65_535, 0);
+        out.resize(file.len() * part / 32_768, 0);
     }
     while !input.is_empty() {
         let place = input.u64() as usize % file.len();
@@ -153,13 +153,14 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     vec![
         ("ok-small".into(), patch(0, 0, &[])),
         ("ok-large".into(), patch(1, 0, &[])),
-        ("ok-partial".into(), patch(3, 40_000, &[])),
+        ("ok-partial".into(), patch(3, 20_000, &[])),
+        ("ok-more-behind".into(), patch(3, 40_000, &[])),
         ("ok-whole-partial".into(), patch(3, 0, &[])),
         ("ok-bad-second-segment".into(), patch(3, 0, &[(70_000, 1)])),
-        ("header".into(), patch(0, 0, &[(41, 0xff)])),
-        ("last-segment".into(), patch(1, 0, &[(135_000, 0x80)])),
-        ("cut".into(), patch(1, 30_000, &[])),
-        ("no-header".into(), raw(4)[..60].to_vec()),
-        ("empty-partial".into(), vec![6]),
+        ("bad-header".into(), patch(0, 0, &[(41, 0xff)])),
+        ("bad-last-segment".into(), patch(1, 0, &[(135_000, 0x80)])),
+        ("bad-cut".into(), patch(1, 15_000, &[])),
+        ("bad-no-header".into(), raw(4)[..60].to_vec()),
+        ("bad-empty-partial".into(), vec![6]),
     ]
 }

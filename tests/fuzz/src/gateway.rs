@@ -268,18 +268,18 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
                 "",
             ),
         ),
-        ("socket".into(), of(4, "GET", "/shop/a", socket, "")),
-        ("no-token".into(), of(0x84, "GET", "/shop/a", "", "")),
-        ("no-key".into(), of(8, "GET", "/shop/a", "", "")),
+        ("bad-socket".into(), of(4, "GET", "/shop/a", socket, "")),
+        ("bad-no-token".into(), of(0x84, "GET", "/shop/a", "", "")),
+        ("bad-no-key".into(), of(8, "GET", "/shop/a", "", "")),
         (
             "bad-deadline".into(),
             of(4, "GET", "/shop/a", "hop3-request-deadline:soon", ""),
         ),
         (
-            "long-path".into(),
+            "bad-long-path".into(),
             of(4, "GET", &format!("/shop/{}", "%41".repeat(3_000)), "", ""),
         ),
-        ("health".into(), of(4, "GET", "/healthz", "", "")),
-        ("connect".into(), of(4, "CONNECT", "/shop/a", "", "")),
+        ("bad-health".into(), of(4, "GET", "/healthz", "", "")),
+        ("bad-connect".into(), of(4, "CONNECT", "/shop/a", "", "")),
     ]
 }

@@ -82,10 +82,10 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("ok-ca-pem".into(), of(2, ca_pem.as_bytes())),
         ("ok-node".into(), of(3, &issued.der)),
         ("ok-key".into(), of(4, key.to_pem().as_bytes())),
-        ("csr-altered".into(), of(0, &altered)),
-        ("node-as-ca".into(), of(1, &issued.der)),
+        ("bad-csr-altered".into(), of(0, &altered)),
+        ("bad-node-as-ca".into(), of(1, &issued.der)),
         (
-            "endless-der".into(),
+            "bad-endless-der".into(),
             of(0, b"\x30\x84\xff\xff\xff\xff\x30\x80"),
         ),
     ]

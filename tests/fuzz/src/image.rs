@@ -168,21 +168,24 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("ok-empty".into(), of(0, &built(0, &[], &[], &[]))),
         ("ok-image".into(), of(0, &before())),
         ("ok-mended".into(), of(1, &later())),
-        ("zero-page".into(), of(1, &built(1, &[(3, 0)], &[], &[]))),
         (
-            "pages-out-of-order".into(),
+            "bad-zero-page".into(),
+            of(1, &built(1, &[(3, 0)], &[], &[])),
+        ),
+        (
+            "bad-pages-out-of-order".into(),
             of(1, &built(1, &[(3, 1), (2, 1)], &[], &[])),
         ),
         (
-            "page-outside".into(),
+            "bad-page-outside".into(),
             of(1, &built(1, &[(32, 1)], &[], &[])),
         ),
         (
-            "timers-out-of-order".into(),
+            "bad-timers-out-of-order".into(),
             of(1, &built(1, &[], &[], &[(2, 1), (1, 1)])),
         ),
-        ("long-section".into(), of(0, &long)),
-        ("cut".into(), of(0, &before()[..200])),
+        ("bad-long-section".into(), of(0, &long)),
+        ("bad-cut".into(), of(0, &before()[..200])),
     ]
 }
 
@@ -203,7 +206,7 @@ pub fn delta_seeds() -> Vec<(String, Vec<u8>)> {
         ("ok-forth".into(), of(0, &old, &forth)),
         ("ok-back".into(), of(1, &new, &back)),
         ("ok-same".into(), of(0, &old, &old_image.delta(&old_image))),
-        ("other-base".into(), of(0, &old, &back)),
-        ("cut".into(), of(1, &old, &forth[..forth.len() / 2])),
+        ("bad-other-base".into(), of(0, &old, &back)),
+        ("bad-cut".into(), of(1, &old, &forth[..forth.len() / 2])),
     ]
 }

@@ -37,7 +37,7 @@ pub struct Target {
     /// Names its corpus too.
     pub name: &'static str,
     /// Its body: says whether the bytes were taken as valid. Seeds whose names begin with `ok`
-    /// must be, so that a target cannot come to test refusals only.
+    /// must be, those that begin with `bad` must not, so that no target comes to test nothing.
     pub body: fn(&[u8]) -> bool,
     /// Real encodings to begin with; their names end up as file names.
     pub seeds: fn() -> Vec<(String, Vec<u8>)>,

@@ -106,8 +106,8 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         ("ok-written".into(), raw(&written)),
         ("ok-head".into(), [vec![1], plain].concat()),
         ("torn".into(), raw(&written[..written.len() - 5])),
-        ("damaged".into(), raw(&damaged)),
+        ("bad-damaged".into(), raw(&damaged)),
         ("gap".into(), raw(&gap)),
-        ("head-only".into(), raw(&file(&[]))),
+        ("bad-head-only".into(), raw(&file(&[]))),
     ]
 }

@@ -67,6 +67,10 @@ fn round<T: Serialize + DeserializeOwned + PartialEq + Debug>(body: &[u8]) -> bo
     let frame = encode(&message).unwrap();
     assert!(frame.len() - 4 <= body.len());
     assert_eq!(decode::<T>(&frame[4..]).as_ref(), Ok(&message));
+    assert!(
+        decode::<T>(&[body, &[0]].concat()).is_err(),
+        "with more behind"
+    );
     true
 }
 
@@ -95,13 +99,16 @@ pub fn model_seeds() -> Seeds {
     let file = tiny();
     vec![
         ("ok-model".into(), of("X:f32[batch,4]", &file)),
-        ("free-dimension".into(), of("", &file)),
-        ("other-input".into(), of("Z:f32[1]", &file)),
-        ("contradiction".into(), of("X:i64[batch,4]", &file)),
-        ("cut".into(), of("X:f32[batch,4]", &file[..file.len() - 9])),
-        ("deep".into(), of("", &nested(300))),
+        ("bad-free-dimension".into(), of("", &file)),
+        ("bad-other-input".into(), of("Z:f32[1]", &file)),
+        ("bad-contradiction".into(), of("X:i64[batch,4]", &file)),
         (
-            "long-varint".into(),
+            "bad-cut".into(),
+            of("X:f32[batch,4]", &file[..file.len() - 9]),
+        ),
+        ("bad-deep".into(), of("", &nested(300))),
+        (
+            "bad-long-varint".into(),
             of(
                 "",
                 &[8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
@@ -196,6 +203,6 @@ pub fn frame_seeds() -> Seeds {
     }
     seeds.push(("ok-requests".into(), up));
     seeds.push(("ok-replies".into(), down));
-    seeds.push(("endless".into(), b"\x03\xff\xff\xff\xff\0".to_vec()));
+    seeds.push(("bad-endless".into(), b"\x03\xff\xff\xff\xff\0".to_vec()));
     seeds
 }

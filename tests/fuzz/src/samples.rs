@@ -582,7 +582,7 @@ pub fn messages() -> Seeds {
     add("enroll-reply", all(15, &enroll_replies()));
     // A list that claims more members than any frame can hold.
     out.push((
-        "endless-inventory".into(),
+        "bad-endless-inventory".into(),
         b"\x02\x01\xff\xff\xff\xff\x0f".to_vec(),
     ));
     out
@@ -615,8 +615,8 @@ pub fn frames() -> Seeds {
     vec![
         ("ok-control".into(), stream(2, 6, ups)),
         ("ok-client".into(), stream(8, 0, clients)),
-        ("torn".into(), torn),
-        ("too-long".into(), long),
+        ("bad-torn".into(), torn),
+        ("bad-too-long".into(), long),
     ]
 }
 
@@ -635,7 +635,7 @@ pub fn telemetry() -> Seeds {
     vec![
         ("ok-batch".into(), encode(&batch())),
         ("ok-empty".into(), vec![0, 0]),
-        ("too-many".into(), encode(&many)),
+        ("bad-too-many".into(), encode(&many)),
     ]
 }
 

@@ -36,7 +36,14 @@ pub fn manifests(data: &[u8]) -> bool {
     documents(&text) || task || model || service
 }
 
+/// Aliases multiply what they name, up to a hundred times the document: that is the command line's
+/// own memory (only it reads YAML), and not for this target to measure.
+const ALIASED_BYTES_MAX: usize = 16 << 10;
+
 fn documents(text: &str) -> bool {
+    if text.len() > ALIASED_BYTES_MAX && text.contains('&') {
+        return false;
+    }
     let Ok(resources) = parse_documents(text) else {
         return false;
     };
@@ -162,8 +169,8 @@ pub fn text_seeds() -> Seeds {
     seeds.push(("ok-token".into(), of(19, &token)));
     // One value of a list is written like `key=value`, and must be fit for that.
     let long = format!("zone in ({})", "x".repeat(200));
-    seeds.push(("selector-long-value".into(), of(9, &long)));
-    seeds.push(("selector-control".into(), of(9, "zone in (a\nb)")));
+    seeds.push(("bad-selector-long-value".into(), of(9, &long)));
+    seeds.push(("bad-selector-control".into(), of(9, "zone in (a\nb)")));
     seeds
 }
 
@@ -187,19 +194,19 @@ pub fn manifest_seeds() -> Seeds {
             r#"{"module":"m","state":"keyed","shards":3,"key":"path/2"}"#.to_owned(),
         ),
         (
-            "unknown-field",
+            "bad-unknown-field",
             "kind: Task\nspec: {module: m, modul: x}\n".to_owned(),
         ),
         (
-            "long-unknown-field",
-            format!("kind: Task\nspec: {{module: m, {word}: 1}}\n"),
+            "bad-long-unknown-field",
+            format!(r#"{{"module":"m","{word}":1}}"#),
         ),
-        ("long-kind", format!("kind: {word}\nspec: {{}}\n")),
+        ("bad-long-kind", format!("kind: {word}\nspec: {{}}\n")),
         ("bomb", bomb.to_owned()),
-        ("deep", format!("kind: {}1", "[".repeat(200))),
-        ("not-text", "kind: \u{fffd}\u{0}".to_owned()),
+        ("bad-deep", format!("kind: {}1", "[".repeat(200))),
+        ("bad-not-text", "kind: \u{fffd}\u{0}".to_owned()),
         (
-            "selector-long-value",
+            "bad-selector-long-value",
             format!(
                 "kind: Task\nspec: {{module: m, placement: {{labels: ['zone in ({})']}}}}\n",
                 "x".repeat(200)

@@ -71,9 +71,13 @@ fn envelope(kind: &str, version: u16, body: &[u8]) -> Vec<u8> {
 /// A stored record: raw, or any version and body in a right envelope.
 pub fn records(data: &[u8]) -> bool {
     let mut input = Input(data);
+    let mut version = None;
     let value = match input.u8() % 2 {
         0 => input.0.to_vec(),
-        _ => envelope(Lamp::KIND, input.u16(), input.0),
+        _ => {
+            let version = version.insert(input.u16());
+            envelope(Lamp::KIND, *version, input.0)
+        }
     };
     let store = MemoryStore::new();
     let put = Txn::new().put(Key::new("lamp/a").unwrap(), value);
@@ -87,6 +91,8 @@ pub fn records(data: &[u8]) -> bool {
         Err(Error::Record { .. }) => return false,
         Err(error) => panic!("not an error of a record: {error}"),
     };
+    let known = version.is_none_or(|version| (1..=Lamp::VERSION).contains(&version));
+    assert!(known, "a record of version {version:?} was read");
     let record = item.record;
     let _ = table.put(&store, "a", &record).now_or_never().unwrap();
     let again = table.get(&store, "a").now_or_never().unwrap();
@@ -107,9 +113,12 @@ pub fn record_seeds() -> Seeds {
         ("ok-record".into(), raw(envelope("lamp", 2, &body))),
         ("ok-body".into(), sealed(2, &body)),
         ("ok-older".into(), sealed(1, b"\x04hall")),
-        ("newer".into(), sealed(3, &body)),
-        ("other-kind".into(), raw(envelope("rope", 2, &body))),
-        ("endless-list".into(), sealed(2, b"\0\xff\xff\xff\xff\x0f")),
+        ("bad-newer".into(), sealed(3, &body)),
+        ("bad-other-kind".into(), raw(envelope("rope", 2, &body))),
+        (
+            "bad-endless-list".into(),
+            sealed(2, b"\0\xff\xff\xff\xff\x0f"),
+        ),
     ]
 }
 
@@ -183,6 +192,22 @@ fn put_frame(out: &mut Vec<u8>, sequence: u64, plain: &[u8]) {
     out.extend(body);
 }
 
+/// Whether a whole frame begins anywhere in the bytes.
+fn has_frame(bytes: &[u8]) -> bool {
+    let whole = |frame: &[u8]| {
+        let mut head = Input(frame.strip_prefix(b"H3F\x01")?);
+        let (len, crc, sequence): ([u8; 4], [u8; 4], [u8; 8]) =
+            (head.array(), head.array(), head.array());
+        let body = head.0.get(..u32::from_le_bytes(len) as usize)?;
+        let mut hasher = crc32fast::Hasher::new();
+        for part in [&len[..], &sequence, body] {
+            hasher.update(part);
+        }
+        Some(hasher.finalize().to_le_bytes() == crc)
+    };
+    (0..bytes.len()).any(|at| whole(&bytes[at..]) == Some(true))
+}
+
 const JOURNAL: &[u8; 8] = b"HOP3JRN\x01";
 const SNAPSHOT: &[u8; 8] = b"HOP3SNP\x01";
 
@@ -214,6 +239,10 @@ pub fn journal(data: &[u8]) -> bool {
                 "not what was written: {told:?}"
             );
             assert_eq!(verified.revision, Revision(told.len() as u64));
+            if let Some(torn) = verified.torn_tail {
+                let tail = &input.0[torn.offset as usize..];
+                assert!(!has_frame(tail), "whole frames were taken for a torn tail");
+            }
             told.len() == history().len()
         }
         1 => {
@@ -324,6 +353,9 @@ pub fn journal_seeds() -> Seeds {
     put_part(&mut pages, &page);
     pages.extend_from_slice(&end);
     let raw = |file: &[u8]| [&[0][..], file].concat();
+    // The first frame is damaged, the second is whole.
+    let mut damaged = two_groups.clone();
+    damaged[90] ^= 1;
     let torn = &two_groups[..two_groups.len() - 7];
     vec![
         ("ok-written".into(), raw(&written)),
@@ -332,6 +364,7 @@ pub fn journal_seeds() -> Seeds {
         ("ok-plain-group".into(), [vec![2], group(&all)].concat()),
         ("ok-plain-pages".into(), pages),
         ("torn".into(), raw(torn)),
-        ("header-only".into(), raw(&header(JOURNAL, 0))),
+        ("bad-damaged".into(), raw(&damaged)),
+        ("bad-header-only".into(), raw(&header(JOURNAL, 0))),
     ]
 }

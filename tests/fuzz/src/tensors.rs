@@ -102,11 +102,11 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             json(kind_of(DType::F16), "[65504, 6e-8, 0.1]"),
         ),
         (
-            "huge-shape".into(),
+            "bad-huge-shape".into(),
             json(f32_kind, r#"{"shape":[18446744073709551615,0],"data":[]}"#),
         ),
-        ("ragged".into(), json(f32_kind, "[[1],[2,3]]")),
-        ("cut".into(), npy(&floats)[..90].to_vec()),
+        ("bad-ragged".into(), json(f32_kind, "[[1],[2,3]]")),
+        ("bad-cut".into(), npy(&floats)[..90].to_vec()),
     ]
 }
 

@@ -72,6 +72,11 @@ fn round<T: Serialize + DeserializeOwned + PartialEq + Debug>(body: &[u8], max: 
         again.len()
     );
     assert_eq!(frame::decode::<T>(again).unwrap(), message);
+    let longer = frame::decode::<T>(&[body, &[0]].concat());
+    assert!(
+        matches!(longer, Err(frame::Error::Trailing(1))),
+        "{longer:?}"
+    );
     true
 }
 

@@ -98,6 +98,12 @@ fn run(target: &Target, bytes: &[u8], whence: &str) -> bool {
     );
 }
 
+/// What a file's name promises of it.
+fn check(name: &str, taken: bool) {
+    assert!(taken || !name.starts_with("ok"), "{name} was refused");
+    assert!(!taken || !name.starts_with("bad"), "{name} was taken");
+}
+
 fn replay(name: &str) {
     let target = find(name);
     if number("HOP3_WRITE_SEEDS").is_some() {
@@ -106,7 +112,7 @@ fn replay(name: &str) {
     // The generator must go on making what the target takes, too.
     for (name, bytes) in (target.seeds)() {
         let taken = run(&target, &bytes, &format!("new seed {name}"));
-        assert!(taken || !name.starts_with("ok"), "seed {name} was refused");
+        check(&name, taken);
     }
     let corpus = corpus(&target);
     assert!(
@@ -115,7 +121,7 @@ fn replay(name: &str) {
     );
     for (name, bytes) in &corpus {
         let taken = run(&target, bytes, &format!("file {name}"));
-        assert!(taken || !name.starts_with("ok"), "{name} was refused");
+        check(name, taken);
     }
     let seed = number("HOP3_SEED").unwrap_or(1);
     let rounds = match std::env::var_os("HOP3_LONG") {

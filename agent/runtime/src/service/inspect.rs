@@ -11,7 +11,9 @@ use wasmparser::{
 use super::image::GlobalType;
 use super::imports;
 use crate::wasm::Error;
-use crate::wasm::inspect::{IMPORTS_MAX, check_bytes, check_import, check_memory, malformed};
+use crate::wasm::inspect::{
+    IMPORTS_MAX, check_bytes, check_import, check_kind, check_memory, malformed,
+};
 use crate::wasm::outcome::printable;
 
 /// What begins the names that only the host may export.
@@ -80,8 +82,10 @@ impl<'a> Walk<'a> {
                 }
             }
             Payload::ImportSection(section) => {
+                let offset = section.range().start;
                 for import in section.into_imports() {
                     let import = import.map_err(malformed)?;
+                    check_kind(&import.ty, offset)?;
                     self.import(import.module, import.name, &import.ty)?;
                 }
             }

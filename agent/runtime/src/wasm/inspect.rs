@@ -1,7 +1,7 @@
 //! Looks at a module before anything is compiled: is it Wasm, is it valid, does it want only
 //! what we offer. Pure; says what is wrong and what to do.
 
-use wasmparser::{Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{Export, ExternalKind, Parser, Payload, TypeRef, Validator, WasmFeatures};
 
 use super::module::Error;
 use super::outcome::printable;
@@ -83,9 +83,11 @@ fn check_sections(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
     for payload in Parser::new(0).parse_all(wasm) {
         match payload.map_err(malformed)? {
             Payload::ImportSection(section) => {
+                let offset = section.range().start;
                 for import in section.into_imports() {
                     let import = import.map_err(malformed)?;
                     check_import(import.module, import.name)?;
+                    check_kind(&import.ty, offset)?;
                     imports += 1;
                     if imports > IMPORTS_MAX {
                         return Err(Error::TooManyImports { max: IMPORTS_MAX });
@@ -100,7 +102,7 @@ fn check_sections(wasm: &[u8], memory_bytes_max: u64) -> Result<(), Error> {
             }
             Payload::ExportSection(section) => {
                 for export in section {
-                    exports.see(export.map_err(malformed)?.name);
+                    exports.see(&export.map_err(malformed)?);
                 }
             }
             _ => {}
@@ -114,6 +116,18 @@ pub(crate) fn malformed(error: wasmparser::Error) -> Error {
     Error::Malformed {
         offset: error.offset() as u64,
         message: printable(error.message()),
+    }
+}
+
+/// Refuses exact imports: the validator lets them pass, whatever proposals are allowed, and the
+/// compiler has no such thing.
+pub(crate) fn check_kind(ty: &TypeRef, section_offset: usize) -> Result<(), Error> {
+    match ty {
+        TypeRef::FuncExact(_) => Err(Error::UnsupportedProposal {
+            proposal: "custom_descriptors".into(),
+            offset: section_offset as u64,
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -135,19 +149,34 @@ struct Exports {
     start: bool,
     initialize: bool,
     memory: bool,
+    /// One that is something else than its name says, and what it must be.
+    wrong: Option<(&'static str, &'static str)>,
 }
 
 impl Exports {
-    fn see(&mut self, name: &str) {
-        match name {
-            "_start" => self.start = true,
+    fn see(&mut self, export: &Export<'_>) {
+        match export.name {
+            "_start" => {
+                self.start = true;
+                if export.kind != ExternalKind::Func {
+                    self.wrong = Some(("_start", "a function without parameters and results"));
+                }
+            }
             "_initialize" => self.initialize = true,
-            "memory" => self.memory = true,
+            "memory" => {
+                self.memory = true;
+                if export.kind != ExternalKind::Memory {
+                    self.wrong = Some(("memory", "a linear memory"));
+                }
+            }
             _ => {}
         }
     }
 
     fn check(&self, imports: bool) -> Result<(), Error> {
+        if let Some((name, expected)) = self.wrong {
+            return Err(Error::WrongExport { name, expected });
+        }
         let missing = if !self.start && self.initialize {
             Some(("_start", "it is a library (reactor): link it as a command"))
         } else if !self.start {
