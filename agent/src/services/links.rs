@@ -60,6 +60,8 @@ struct Table {
     /// What clients have acknowledged since the instance last looked.
     acks: BTreeMap<u64, u64>,
     last_link: u64,
+    /// What the desk held is here: before that, nobody knows which streams there are.
+    loaded: bool,
     ended: bool,
 }
 
@@ -88,6 +90,7 @@ impl Links {
             loaded.pieces = line.pieces().map(|(n, piece)| (n, piece.clone())).collect();
             table.lines.insert(stream, loaded);
         }
+        table.loaded = true;
     }
 
     /// A stream was opened, durably.
@@ -171,9 +174,13 @@ impl Links {
     /// Attaches to a stream whose client has everything up to `received`.
     ///
     /// # Errors
-    /// The stream is gone.
+    /// The stream is gone; or the instance is not here yet, or no more.
     pub fn attach(&self, stream: u64, received: u64) -> Result<Cursor, Problem> {
         let mut table = self.table();
+        if !table.loaded || table.ended {
+            let message = "the instance starts, or has left: attach again";
+            return Err(Problem::new(Code::ServiceNotReady, message));
+        }
         table.last_link += 1;
         let link = table.last_link;
         let line = table.lines.get_mut(&stream).ok_or_else(|| gone(stream))?;
@@ -337,6 +344,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    /// Of an instance that begins without streams.
+    fn loaded() -> Links {
+        let links = Links::default();
+        links.load(&Lines::default(), Instant::now());
+        links
+    }
+
     fn data(text: &'static str) -> Piece {
         Piece::Data {
             text: true,
@@ -351,7 +365,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_not_acknowledged_comes_again_in_order() {
-        let links = Links::default();
+        let links = loaded();
         let now = Instant::now();
         links.open(1, now);
         for seq in 1..=3 {
@@ -390,14 +404,23 @@ mod tests {
             next(&links, &mut second).await,
             ClientDown::Close { seq: 4, code: 7 }
         );
+        assert_eq!(links.attach(9, 0).unwrap_err().code, Code::StreamGone);
         links.end();
         assert!(links.next(&mut second).await.is_none());
-        assert!(links.attach(1, 0).is_err());
+        let later = links.attach(1, 0).unwrap_err();
+        assert_eq!(later.code, Code::ServiceNotReady, "it may be elsewhere");
+    }
+
+    #[test]
+    fn before_the_desk_is_read_no_stream_is_gone() {
+        let links = Links::default();
+        let early = links.attach(1, 0).unwrap_err();
+        assert_eq!(early.code, Code::ServiceNotReady, "the gateway comes again");
     }
 
     #[tokio::test]
     async fn a_stream_that_nobody_holds_is_gone_once() {
-        let links = Links::default();
+        let links = loaded();
         let now = Instant::now();
         links.open(1, now);
         assert!(links.take_absent(now).is_empty());
@@ -411,7 +434,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_waits_while_too_much_of_it_waits() {
-        let links = Arc::new(Links::default());
+        let links = Arc::new(loaded());
         links.open(1, Instant::now());
         let cursor = links.attach(1, 0).unwrap();
         let most = WAITING_MAX as u64;
