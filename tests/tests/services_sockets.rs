@@ -1,4 +1,5 @@
-//! WebSockets through the whole mesh: many clients of one room, while the room moves.
+//! WebSockets through the whole mesh: many clients of one room, while the room moves and its node
+//! is killed.
 
 use std::sync::{
     Arc,
@@ -15,12 +16,15 @@ use tokio::{sync::watch, task::block_in_place};
 
 /// Clients of the room.
 const MEMBERS: u64 = 4;
-/// Messages that a client has under way: sent and not yet heard by itself.
-const UNDER_WAY_MAX: u64 = 4;
+/// Messages that a client has under way, sent and not yet heard by itself: enough that a move
+/// always meets some that are nowhere safe yet.
+const UNDER_WAY_MAX: u64 = 64;
 /// Moves while messages flow.
-const MOVES: u64 = 3;
-/// Messages that all must hear between two moves.
-const PROGRESS: u64 = 40;
+const MOVES: u64 = 6;
+/// Kills of the node's agent after that: they cut links where moves end them.
+const KILLS: u64 = 3;
+/// Messages that all must hear between two faults.
+const PROGRESS: u64 = 200;
 
 /// The chat example, with so many listeners at once.
 fn chat(streams: u64) -> Mesh {
@@ -118,8 +122,8 @@ fn until_heard(talk: &Talk, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sockets_hear_everything_once_and_in_order_while_their_room_moves() {
-    let mesh = block_in_place(|| chat(1_000));
+async fn sockets_hear_everything_once_and_in_order_through_moves_and_kills() {
+    let mut mesh = block_in_place(|| chat(1_000));
     let talk = Arc::new(Talk::default());
     let open = (0..MEMBERS).map(|_| Socket::open(&mesh, "/chat/rooms/a/socket"));
     let opened = join_all(open).await.into_iter();
@@ -141,6 +145,14 @@ async fn sockets_hear_everything_once_and_in_order_while_their_room_moves() {
             "{} messages heard by all during a move",
             talk.least_heard() - before
         );
+    }
+    for _ in 0..KILLS {
+        until_heard(&talk, talk.said.load(SeqCst) + PROGRESS);
+        block_in_place(|| {
+            let node = mesh.node_of("chat", 0);
+            mesh.kill_agent(&node);
+            mesh.start_agent(&node);
+        });
     }
     until_heard(&talk, talk.said.load(SeqCst) + PROGRESS);
     talk.over.store(true, SeqCst);
