@@ -617,6 +617,8 @@ pub fn frames() -> Seeds {
         ("ok-client".into(), stream(8, 0, clients)),
         ("bad-torn".into(), torn),
         ("bad-too-long".into(), long),
+        // More than a stream's header may have, within what other frames may.
+        ("bad-long-header".into(), vec![0, 0, 1, 64, 0, 0, 7]),
     ]
 }
 

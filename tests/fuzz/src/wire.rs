@@ -97,17 +97,30 @@ pub fn frames(data: &[u8]) -> bool {
     let pieces = split_all(input.0, cut, kind.max);
     assert_eq!(whole, pieces, "cut every {cut} bytes");
     let (bodies, left) = whole;
-    let mut taken: usize = bodies.iter().map(Bytes::len).sum();
-    taken += bodies.len() * frame::PREFIX_BYTES;
-    if let Some(left) = left {
-        assert_eq!(taken + left, input.0.len(), "bytes were lost");
-    }
+    let (lengths, end) = announced(input.0, kind.max);
+    assert_eq!(left, end, "what is left at the end");
+    assert_eq!(bodies.iter().map(Bytes::len).collect::<Vec<_>>(), lengths);
     let mut valid = 0;
     for body in &bodies {
-        assert!(body.len() <= kind.max);
         valid += usize::from((kind.check)(body, kind.max));
     }
     left == Some(0) && valid == bodies.len() && valid > 0
+}
+
+/// What the prefixes of a stream say: the lengths of its whole frames, and how much is left behind
+/// them; `None` when a length is more than `max`.
+fn announced(mut stream: &[u8], max: usize) -> (Vec<usize>, Option<usize>) {
+    let mut lengths = Vec::new();
+    while let Some((prefix, rest)) = stream.split_first_chunk::<{ frame::PREFIX_BYTES }>() {
+        let len = u32::from_le_bytes(*prefix) as usize;
+        if len > max {
+            return (lengths, None);
+        }
+        let Some(rest) = rest.get(len..) else { break };
+        lengths.push(len);
+        stream = rest;
+    }
+    (lengths, Some(stream.len()))
 }
 
 /// The bodies of a stream that comes in pieces, and how much was left at its end; `None` when it
