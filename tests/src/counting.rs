@@ -14,10 +14,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Mesh, Web, web::block_on};
+use crate::{Mesh, Web, eventually, guest, web::block_on};
 
 /// Longest time that one change may take, faults included.
 const CHANGE_MAX: Duration = Duration::from_secs(120);
+
+/// Changes that must be acknowledged between two faults: the mesh really works in between.
+const PROGRESS: u64 = 20;
+
+/// Applies the `counters` service, with more lines of its spec, and waits until it is ready.
+pub fn deploy(mesh: &Mesh, spec: &str) {
+    let path = guest("counters").display().to_string();
+    mesh.hop3(&["artifact", "push", &path]).ok();
+    let manifest = format!("kind: Service\nname: counters\nspec:\n  module: counters\n  {spec}\n");
+    mesh.apply(&manifest).ok();
+}
+
+/// Waits until the only instance of `counters` serves on `node`.
+pub fn serves_on(mesh: &Mesh, node: &str) {
+    eventually(&format!("it serves on {node}"), || {
+        let service = mesh.service("counters");
+        let instance = &service["instances"][0];
+        (instance["status"] == "ready" && instance["node"] == node).then_some(())
+    });
+}
 
 /// What the clients saw together.
 #[derive(Debug, Default)]
@@ -65,6 +85,14 @@ impl Clients {
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
         self.seen.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Waits until more changes are acknowledged.
+    pub fn progress(&self) {
+        let before = self.acknowledged();
+        eventually("clients get on", || {
+            (self.acknowledged() >= before + PROGRESS).then_some(())
+        });
     }
 
     /// Ends them; each key with its number of acknowledged changes.

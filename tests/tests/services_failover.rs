@@ -7,56 +7,31 @@ use std::time::Instant;
 use hop3_tests::{
     Mesh, counting,
     counting::Clients,
-    eventually, guest,
+    eventually,
     web::{Web, block_on},
 };
 use rustix::process::Signal;
 
 const NODES: [(&str, &str); 2] = [("edge-1", "edge"), ("edge-2", "edge")];
-/// Changes that must be acknowledged between two faults.
-const PROGRESS: u64 = 20;
-
-fn counters(mesh: &Mesh, spec: &str) {
-    let path = guest("counters").display().to_string();
-    mesh.hop3(&["artifact", "push", &path]).ok();
-    let manifest = format!("kind: Service\nname: counters\nspec:\n  module: counters\n  {spec}\n");
-    mesh.apply(&manifest).ok();
-}
-
-fn progress(clients: &Clients) {
-    let before = clients.acknowledged();
-    eventually("clients get on", || {
-        (clients.acknowledged() >= before + PROGRESS).then_some(())
-    });
-}
 
 fn other(node: &str) -> &'static str {
     if node == "edge-1" { "edge-2" } else { "edge-1" }
 }
 
-/// Waits until the instance serves on `node`.
-fn serves_on(mesh: &Mesh, node: &str) {
-    eventually("it serves elsewhere", || {
-        let service = mesh.service("counters");
-        let instance = &service["instances"][0];
-        (instance["status"] == "ready" && instance["node"] == node).then_some(())
-    });
-}
-
 #[test]
 fn a_killed_node_is_replaced_with_everything_that_was_acknowledged() {
     let mut mesh = Mesh::start(&NODES);
-    counters(
+    counting::deploy(
         &mesh,
         "state: single\n  durability: replicated\n  lease: 1s",
     );
     let clients = Clients::start(&mesh, "counters", 4, false);
     for round in 0..4 {
-        progress(&clients);
+        clients.progress();
         let owner = mesh.node_of("counters", 0);
         let began = Instant::now();
         mesh.kill_agent(&owner);
-        serves_on(&mesh, other(&owner));
+        counting::serves_on(&mesh, other(&owner));
         let served = clients.acknowledged();
         eventually("a client is served", || {
             (clients.acknowledged() > served).then_some(())
@@ -65,7 +40,7 @@ fn a_killed_node_is_replaced_with_everything_that_was_acknowledged() {
         mesh.start_agent(&owner);
         mesh.wait_ready(&owner);
     }
-    progress(&clients);
+    clients.progress();
     let acknowledged = clients.stop();
     counting::check(&mesh, "counters", &acknowledged);
     let explained = mesh.hop3(&["explain", "service", "counters"]).ok();
@@ -75,19 +50,19 @@ fn a_killed_node_is_replaced_with_everything_that_was_acknowledged() {
 #[test]
 fn an_agent_that_slept_past_its_lease_answers_nobody() {
     let mesh = Mesh::start(&NODES);
-    counters(
+    counting::deploy(
         &mesh,
         "state: single\n  durability: replicated\n  lease: 1s",
     );
     let clients = Clients::start(&mesh, "counters", 4, false);
-    progress(&clients);
+    clients.progress();
     let owner = mesh.node_of("counters", 0);
     mesh.agents[&owner].signal(Signal::STOP);
-    serves_on(&mesh, other(&owner));
-    progress(&clients);
+    counting::serves_on(&mesh, other(&owner));
+    clients.progress();
     // It wakes up, and believes for a moment that nothing happened.
     mesh.agents[&owner].signal(Signal::CONT);
-    progress(&clients);
+    clients.progress();
     eventually("the old run has ended", || {
         let log = mesh.agents[&owner].log();
         (log.contains("its lease ended") || log.contains("stop ordered")).then_some(())
@@ -100,7 +75,7 @@ fn an_agent_that_slept_past_its_lease_answers_nobody() {
 #[test]
 fn without_a_coordinator_a_fenced_instance_stops_and_goes_on_where_it_was() {
     let mut mesh = Mesh::start(&NODES);
-    counters(
+    counting::deploy(
         &mesh,
         "state: single\n  durability: replicated\n  lease: 1s",
     );
@@ -114,7 +89,7 @@ fn without_a_coordinator_a_fenced_instance_stops_and_goes_on_where_it_was() {
         log.contains("its lease ended").then_some(())
     });
     mesh.start_coordinator();
-    serves_on(&mesh, &owner);
+    counting::serves_on(&mesh, &owner);
     let web = Web::new(&mesh);
     let answer = block_on(web.post("/counters/a/add?n=1", "")).unwrap();
     assert_eq!((answer.status, answer.text.trim()), (200, "2"));
@@ -123,7 +98,7 @@ fn without_a_coordinator_a_fenced_instance_stops_and_goes_on_where_it_was() {
 #[test]
 fn state_that_is_only_on_its_node_waits_for_it() {
     let mut mesh = Mesh::start(&NODES);
-    counters(&mesh, "state: single\n  durability: node");
+    counting::deploy(&mesh, "state: single\n  durability: node");
     let web = Web::new(&mesh);
     let answer = block_on(web.post("/counters/a/add?n=5", "")).unwrap();
     assert_eq!(answer.text.trim(), "5");
@@ -134,7 +109,7 @@ fn state_that_is_only_on_its_node_waits_for_it() {
     });
     assert_eq!(mesh.node_of("counters", 0), owner);
     mesh.start_agent(&owner);
-    serves_on(&mesh, &owner);
+    counting::serves_on(&mesh, &owner);
     let answer = block_on(web.post("/counters/a/add?n=1", "")).unwrap();
     assert_eq!(answer.text.trim(), "6");
 }
@@ -142,7 +117,7 @@ fn state_that_is_only_on_its_node_waits_for_it() {
 #[test]
 fn a_forced_take_over_tells_what_is_lost_and_keeps_the_branch() {
     let mut mesh = Mesh::start(&NODES);
-    counters(&mesh, "state: single\n  durability: node");
+    counting::deploy(&mesh, "state: single\n  durability: node");
     let add = |mesh: &Mesh| {
         let web = Web::new(mesh);
         let answer = block_on(web.post("/counters/a/add?n=1", "")).unwrap();
@@ -161,7 +136,7 @@ fn a_forced_take_over_tells_what_is_lost_and_keeps_the_branch() {
     mesh.hop3(&takeover).fails(1, &["accept_loss", "lost"]);
     mesh.hop3(&[&takeover[..], &["--accept-loss"]].concat())
         .ok();
-    serves_on(&mesh, other(&owner));
+    counting::serves_on(&mesh, other(&owner));
     assert_eq!(
         add(&mesh),
         2,

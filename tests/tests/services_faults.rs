@@ -2,15 +2,13 @@
 //!
 //! The seed of a run is printed; `HOP3_SEED` repeats its order of faults.
 
-use hop3_tests::{Mesh, counting, counting::Clients, eventually, guest};
+use hop3_tests::{Mesh, counting, counting::Clients, eventually};
 
 /// Kills in CI, and in the long run.
 const KILLS: u64 = 20;
 const KILLS_LONG: u64 = 100;
 /// Planned moves.
 const MOVES: u64 = 100;
-/// Changes that must be acknowledged between two faults: the mesh really works in between.
-const PROGRESS: u64 = 20;
 
 /// A small generator of our own, so that a seed means the same for ever (xorshift64*).
 struct Seeded(u64);
@@ -34,31 +32,16 @@ impl Seeded {
     }
 }
 
-fn counters(mesh: &Mesh, spec: &str) {
-    let path = guest("counters").display().to_string();
-    mesh.hop3(&["artifact", "push", &path]).ok();
-    let manifest = format!("kind: Service\nname: counters\nspec:\n  module: counters\n  {spec}\n");
-    mesh.apply(&manifest).ok();
-}
-
-/// Waits until more changes are acknowledged.
-fn progress(clients: &Clients) {
-    let before = clients.acknowledged();
-    eventually("clients get on", || {
-        (clients.acknowledged() >= before + PROGRESS).then_some(())
-    });
-}
-
 #[test]
 fn nothing_acknowledged_is_lost_or_doubled_when_anything_is_killed() {
     let nodes = [("edge-1", "edge"), ("edge-2", "edge")];
     let mut mesh = Mesh::start(&nodes);
-    counters(&mesh, "state: keyed\n  shards: 4");
+    counting::deploy(&mesh, "state: keyed\n  shards: 4");
     let mut seeded = Seeded::new();
     let clients = Clients::start(&mesh, "counters", 8, false);
     let long = std::env::var_os("HOP3_LONG").is_some();
     for _ in 0..if long { KILLS_LONG } else { KILLS } {
-        progress(&clients);
+        clients.progress();
         match seeded.below(3) {
             0 => {
                 mesh.coordinator.kill();
@@ -71,7 +54,7 @@ fn nothing_acknowledged_is_lost_or_doubled_when_anything_is_killed() {
             }
         }
     }
-    progress(&clients);
+    clients.progress();
     let repeated = clients
         .seen
         .repeated
@@ -85,7 +68,7 @@ fn nothing_acknowledged_is_lost_or_doubled_when_anything_is_killed() {
 #[test]
 fn a_hundred_moves_under_load_reach_no_client() {
     let mesh = Mesh::start(&[("edge-1", "edge"), ("edge-2", "edge")]);
-    counters(&mesh, "state: single");
+    counting::deploy(&mesh, "state: single");
     let clients = Clients::start(&mesh, "counters", 8, true);
     for n in 0..MOVES {
         let before = clients.acknowledged();

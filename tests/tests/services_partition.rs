@@ -4,35 +4,10 @@
 use hop3_tests::{
     Mesh, Options, counting,
     counting::Clients,
-    eventually, guest,
+    eventually,
     relay::Relay,
     web::{Web, block_on},
 };
-
-/// Changes that must be acknowledged between two faults.
-const PROGRESS: u64 = 20;
-
-fn counters(mesh: &Mesh, spec: &str) {
-    let path = guest("counters").display().to_string();
-    mesh.hop3(&["artifact", "push", &path]).ok();
-    let manifest = format!("kind: Service\nname: counters\nspec:\n  module: counters\n  {spec}\n");
-    mesh.apply(&manifest).ok();
-}
-
-fn progress(clients: &Clients) {
-    let before = clients.acknowledged();
-    eventually("clients get on", || {
-        (clients.acknowledged() >= before + PROGRESS).then_some(())
-    });
-}
-
-fn serves_on(mesh: &Mesh, node: &str) {
-    eventually(&format!("it serves on {node}"), || {
-        let service = mesh.service("counters");
-        let instance = &service["instances"][0];
-        (instance["status"] == "ready" && instance["node"] == node).then_some(())
-    });
-}
 
 /// Cut both ways, towards the coordinator, towards the agent.
 const CUTS: [(bool, bool); 3] = [(true, true), (true, false), (false, true)];
@@ -45,13 +20,13 @@ fn a_fenced_service_leaves_a_node_that_is_cut_off_with_one_owner_at_a_time() {
         relay.join(&mut mesh, name, "edge");
         (name, relay)
     });
-    counters(
+    counting::deploy(
         &mesh,
         "state: single\n  durability: replicated\n  lease: 1s",
     );
     let clients = Clients::start(&mesh, "counters", 4, false);
     for (up, down) in CUTS {
-        progress(&clients);
+        clients.progress();
         let owner = mesh.node_of("counters", 0);
         let cut = relays.iter().find(|(name, _)| *name == owner);
         let other = relays.iter().find(|(name, _)| *name != owner);
@@ -59,8 +34,8 @@ fn a_fenced_service_leaves_a_node_that_is_cut_off_with_one_owner_at_a_time() {
             panic!("an unknown owner: {owner}");
         };
         relay.cut(up, down);
-        serves_on(&mesh, other);
-        progress(&clients);
+        counting::serves_on(&mesh, other);
+        clients.progress();
         // It was alive all the time, and knows that it must not go on.
         eventually("the old owner has stopped by itself", || {
             let log = mesh.agents[&owner].log();
@@ -68,7 +43,7 @@ fn a_fenced_service_leaves_a_node_that_is_cut_off_with_one_owner_at_a_time() {
         });
         relay.cut(false, false);
         mesh.wait_ready(&owner);
-        progress(&clients);
+        clients.progress();
         assert_eq!(
             mesh.node_of("counters", 0),
             *other,
@@ -89,7 +64,7 @@ fn a_service_that_continues_serves_its_node_and_is_adopted_without_a_restart() {
     });
     let relay = Relay::to(&mesh);
     relay.join(&mut mesh, "edge-1", "edge");
-    counters(&mesh, "state: single\n  durability: node");
+    counting::deploy(&mesh, "state: single\n  durability: node");
     let run = mesh.service("counters")["instances"][0]["token"].clone();
     relay.cut(true, true);
     eventually("the node is away", || {
@@ -107,7 +82,7 @@ fn a_service_that_continues_serves_its_node_and_is_adopted_without_a_restart() {
     }
     relay.cut(false, false);
     mesh.wait_ready("edge-1");
-    serves_on(&mesh, "edge-1");
+    counting::serves_on(&mesh, "edge-1");
     assert_eq!(
         mesh.service("counters")["instances"][0]["token"],
         run,
