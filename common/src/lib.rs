@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod chunks;
+pub mod clock;
 pub mod codes;
 pub mod id;
 pub mod identity;

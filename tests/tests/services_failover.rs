@@ -157,3 +157,31 @@ fn a_forced_take_over_tells_what_is_lost_and_keeps_the_branch() {
     let explained = mesh.hop3(&["explain", "service", "counters"]).ok();
     assert!(explained.contains("replaced unheard"), "{explained}");
 }
+
+#[test]
+fn with_no_other_node_it_says_what_it_waits_for_and_goes_on_where_it_was() {
+    let mut mesh = Mesh::start(&[("edge-1", "edge")]);
+    counting::deploy(
+        &mesh,
+        "state: single\n  durability: replicated\n  lease: 1s",
+    );
+    let web = Web::new(&mesh);
+    let answer = block_on(web.post("/counters/a/add?n=4", "")).unwrap();
+    assert_eq!(answer.text.trim(), "4");
+    let explained = mesh.hop3(&["explain", "service", "counters"]).ok();
+    assert!(
+        explained.contains("as soon as a node fits it: none does now"),
+        "{explained}"
+    );
+    mesh.kill_agent("edge-1");
+    eventually("it says why it does not run", || {
+        let instance = mesh.service("counters")["instances"][0].clone();
+        let reason = instance["reason"].as_str()?;
+        let said = instance["status"] == "away" && reason.contains("its lease on edge-1 is over");
+        said.then_some(())
+    });
+    mesh.start_agent("edge-1");
+    counting::serves_on(&mesh, "edge-1");
+    let answer = block_on(web.post("/counters/a/add?n=1", "")).unwrap();
+    assert_eq!(answer.text.trim(), "5");
+}

@@ -9,6 +9,7 @@ use std::{
 };
 
 use hop3_common::{
+    clock::boot_now,
     id::InstanceId,
     ownership::{BootMs, Holder, Token},
     spec::Millis,
@@ -46,15 +47,6 @@ pub struct Lease {
     leases: Leases,
     instance: InstanceId,
     token: Token,
-}
-
-/// The boot-time clock, ms.
-#[must_use]
-pub fn boot_now() -> BootMs {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let secs = u64::try_from(now.tv_sec).unwrap_or(0);
-    let millis = u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000;
-    BootMs(secs.saturating_mul(1_000).saturating_add(millis))
 }
 
 impl Leases {

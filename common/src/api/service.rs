@@ -35,7 +35,7 @@ pub struct ServiceInstanceView {
     pub replica: Option<ReplicaView>,
     /// Owners that were replaced unheard, newest first.
     pub branches: Vec<BranchView>,
-    /// What would happen if its node died now.
+    /// What would happen if its node died now; only where one service is asked for.
     pub if_lost: Option<String>,
 }
 

@@ -8,7 +8,7 @@
 //! replica anew.
 
 use hop3_common::{
-    codes::Problem,
+    codes::{Code, Problem},
     id::{InstanceId, NodeId, ServiceName, UnixMs},
     ownership::{Epoch, Position, Token},
     wire::{Checkpoint, ReplicaWrite, close},
@@ -39,7 +39,7 @@ pub(super) async fn replicate(
                 .find(|part| !blobs.contains(&part.digest));
             if let Some(part) = missing {
                 let message = format!("part {:?} of the checkpoint is not here", part.digest);
-                return Err(Problem::new(hop3_common::codes::Code::Storage, message));
+                return Err(Problem::new(Code::Storage, message));
             }
         }
         replicas.write(&instance, token, write)
@@ -49,7 +49,7 @@ pub(super) async fn replicate(
 
 fn panicked(_: tokio::task::JoinError) -> Problem {
     let message = "a thread that stores panicked";
-    Problem::new(hop3_common::codes::Code::Internal, message)
+    Problem::new(Code::Internal, message)
 }
 
 /// Looks for fenced instances whose lease is over: they go on elsewhere.
@@ -120,7 +120,11 @@ pub(super) async fn fail_over(
     };
     if let Err(problem) = swapped.await {
         core.services.leases().unbar(&id);
-        return Err(problem);
+        core.nodes.ledger().release(&node, &id);
+        // It is tried again and again: what stands in the way is said, not logged each time.
+        let why = format!("its lease is over, and it cannot go on elsewhere: {problem}");
+        waits(core, service, index, why);
+        return Ok(false);
     }
     forget_replica(core, &id, before.own.epoch).await;
     hang_up(core, owner.as_ref());

@@ -2,8 +2,9 @@
 //! [`hop3_common::ownership::Leases`]'.
 
 use hop3_common::{
+    clock::boot_now,
     id::InstanceId,
-    ownership::{BootMs, Token, drift_ms},
+    ownership::{Token, drift_ms},
     spec::Millis,
     wire::Down,
 };
@@ -13,14 +14,6 @@ use crate::{Core, mesh::NodeLink, records::ServiceInstanceRecord};
 
 /// Time that a new owner gets for its first request, ms: it may have to restart first.
 const FIRST_MS: u64 = 10_000;
-
-/// The boot-time clock, ms.
-pub(super) fn boot_now() -> BootMs {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let secs = u64::try_from(now.tv_sec).unwrap_or(0);
-    let millis = u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000;
-    BootMs(secs.saturating_mul(1_000).saturating_add(millis))
-}
 
 /// Grants what can be granted.
 pub(crate) fn leases(core: &Core, link: &NodeLink, number: u64, runs: Vec<(InstanceId, Token)>) {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use hop3_common::{
+    clock::boot_now,
     codes::{Code, Problem},
     id::{Digest, InstanceId, NodeId, ServiceName, UnixMs},
     ownership::{Epoch, Leases, Ownership},
@@ -17,7 +18,7 @@ use hop3_common::{
     wire::{ServiceFacts, ServiceWork},
 };
 
-use super::{leases::boot_now, outgoing::Messages, routes::Routes};
+use super::{outgoing::Messages, routes::Routes};
 use crate::{
     Core,
     records::{

@@ -14,7 +14,20 @@ use crate::{
 };
 
 pub(crate) fn view(core: &Core, name: &ServiceName) -> Result<ServiceView, Problem> {
-    Ok(view_of(core, &*core.services.find(name)?))
+    let service = core.services.find(name)?;
+    let mut view = view_of(core, &service);
+    foresee(core, &service, &mut view);
+    Ok(view)
+}
+
+/// Adds what would happen if nodes died: a placement for each instance, so only for whoever looks
+/// at one service.
+fn foresee(core: &Core, service: &Service, view: &mut ServiceView) {
+    for instance in &mut view.instances {
+        let index = instance.instance.as_service().map(|(_, index)| index);
+        let known = index.and_then(|index| Some((index, service.instance(index)?)));
+        instance.if_lost = known.and_then(|(index, record)| if_lost(core, service, index, record));
+    }
 }
 
 pub(crate) fn views(core: &Core) -> Vec<ServiceView> {
@@ -140,7 +153,7 @@ fn instance_view(core: &Core, service: &Service, index: u32) -> Option<ServiceIn
                 bytes: standing.bytes,
             }),
         branches: record.map(branches).unwrap_or_default(),
-        if_lost: record.and_then(|record| if_lost(core, service, index, record)),
+        if_lost: None,
     })
 }
 
@@ -292,7 +305,8 @@ pub(crate) fn staying_on(core: &Core, node: &NodeId) -> Vec<String> {
 /// A service in words: a summary, and what is known of each instance.
 pub(crate) fn explain(core: &Core, name: &ServiceName) -> Result<(String, Vec<String>), Problem> {
     let service = core.services.find(name)?;
-    let view = view_of(core, &service);
+    let mut view = view_of(core, &service);
+    foresee(core, &service, &mut view);
     let ready = view
         .instances
         .iter()
