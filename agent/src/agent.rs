@@ -184,6 +184,7 @@ async fn gateway(config: &Config, exec: &Exec) -> Result<Option<JoinHandle<()>>,
     let failed = |source| Error::Gateway { listen, source };
     let token = local::token(&config.data_dir).map_err(failed)?;
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let listen = listener.local_addr().map_err(failed)?;
     tracing::info!(%listen, "services are served to this machine");
     let services = exec.services().clone();
     Ok(Some(tokio::spawn(async move {

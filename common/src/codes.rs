@@ -98,6 +98,7 @@ codes! {
     NotHere = 530, 503, "instance not on this node", "It moved: ask again.";
     InUse = 531, 409, "in use", "Change what uses it first; the message names it.";
     StreamGone = 532, 410, "client stream gone", "Open a new one.";
+    InputQuarantined = 535, 500, "input quarantined", "It was in hand at several crashes of the agent: mend the module (any change ends the quarantine), or report the crash.";
     TakeOverRefused = 534, 409, "take-over refused", "The message says why, and what would be lost.";
     CannotScale = 533, 409, "cannot scale", "Only services with `state: none` have replicas.";
     ModelUnknown = 601, 404, "no such model", "List models with `hop3 model ls`.";

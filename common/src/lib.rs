@@ -15,4 +15,5 @@ mod schema;
 pub mod spec;
 pub mod store;
 pub mod tensor;
+pub mod topics;
 pub mod wire;

@@ -12,7 +12,7 @@ use hop3_common::{
         enroll::{EnrollReply, EnrollRequest},
     },
     ownership::Token,
-    wire::{Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample},
+    wire::{Held, Hello, NodeFacts, Outgoing, OutgoingDone, Report, Welcome, telemetry::Sample},
 };
 
 use crate::{
@@ -94,11 +94,7 @@ impl Brain for Core {
         services::leases(self, link, number, runs);
     }
 
-    async fn outgoing(
-        &self,
-        link: &NodeLink,
-        asked: Outgoing,
-    ) -> Result<Option<ServiceReply>, Problem> {
+    async fn outgoing(&self, link: &NodeLink, asked: Outgoing) -> Result<OutgoingDone, Problem> {
         services::outgoing(self, link.node(), asked).await
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Certificate, Client, Method, RequestBuilder};
 
-use crate::Mesh;
+use crate::{Mesh, eventually};
 
 /// Longest wait for one answer; services wait less.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -44,6 +44,26 @@ impl Web {
             client,
             base: mesh.gateway.clone(),
             token: mesh.token(),
+        }
+    }
+
+    /// A client of a node's own gateway; the node has one configured.
+    #[must_use]
+    pub fn local(mesh: &Mesh, node: &str) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let address = eventually("the node has a gateway", || {
+            let log = mesh.agents[node].log();
+            let line = log
+                .lines()
+                .rfind(|line| line.contains("services are served"))?;
+            Some(line.rsplit_once("listen=")?.1.trim().to_owned())
+        });
+        let token = mesh.path(&format!("{node}/gateway.token"));
+        let token = std::fs::read_to_string(token).unwrap_or_default();
+        Self {
+            client: Client::new(),
+            base: format!("http://{address}"),
+            token: token.trim().to_owned(),
         }
     }
 

@@ -53,7 +53,9 @@ use self::{attach::Hub, models::Models, spool::Spool};
 use crate::{
     blobs::{BLOCKING_THREADS_MAX, Blobs},
     config::{Config, Volume},
-    services::{Services, keeper::Order, kept::Kept, make_dir, outgoing::Outgoing},
+    services::{
+        Services, keeper::Order, kept::Kept, make_dir, outgoing::Outgoing, suspects::Suspects,
+    },
     supervisor::{
         Executor, Handle,
         core::{Progress, cancelled_before_start},
@@ -164,6 +166,8 @@ impl Exec {
         std::fs::create_dir_all(&spool_dir).map_err(system("make the directory for output"))?;
         let dir = config.data_dir.join("services");
         make_dir(&dir).map_err(system("make the directory of services"))?;
+        let suspects = Suspects::open(&config.data_dir, master.mac(Purpose::Suspects))
+            .map_err(system("note which inputs are in hand"))?;
         let services = Services::new(crate::services::Options {
             engine: service_engine,
             threads: threads.clone(),
@@ -174,6 +178,7 @@ impl Exec {
             dir,
             cipher: master.cipher(Purpose::ServiceLog),
             outgoing,
+            suspects,
         });
         let host = HostOptions::new("/proc/self/exe", vec!["model-host".into()]);
         let hosts = ModelHosts::new(host, config.models_max as usize);

@@ -34,11 +34,14 @@ use hop3_runtime::{
 use tokio::sync::Notify;
 
 use super::{
+    desk::letters::Letter,
     inbox::{Ask, Inbox, Item, Phase, not_here},
     leases::Lease,
     links::Links,
+    mail::Mail,
     release::{Release, World},
     ring::Ring,
+    suspects::Suspects,
     turn::Cell,
     wheel::{Sleeper, SleeperId, Wheel},
 };
@@ -70,6 +73,8 @@ pub struct Parts {
     pub ring: Arc<Ring>,
     /// Where its effects go.
     pub world: Arc<dyn World>,
+    /// Inputs that are not given to its guest.
+    pub suspects: Suspects,
     /// Its right to run, if it is fenced.
     pub lease: Option<Lease>,
 }
@@ -78,6 +83,7 @@ pub struct Parts {
 pub struct Actor {
     pub(super) parts: Parts,
     pub(super) links: Links,
+    pub(super) mail: Mail,
     inbox: Mutex<Inbox>,
     cell: Mutex<Option<Cell>>,
     unsettled: Mutex<Unsettled>,
@@ -124,6 +130,7 @@ impl Actor {
         Arc::new_cyclic(|me| Self {
             parts,
             links: Links::default(),
+            mail: Mail::default(),
             inbox,
             cell: Mutex::default(),
             unsettled: Mutex::default(),
@@ -266,6 +273,23 @@ impl Actor {
     pub fn push(self: &Arc<Self>, item: Item) {
         self.inbox().push(item);
         self.schedule();
+    }
+
+    /// Sends a kept message on its way.
+    pub(super) fn post(self: &Arc<Self>, number: u64, letter: Letter) {
+        if self.mail.post(number, letter) {
+            self.parts.world.carry(self);
+        }
+    }
+
+    /// Where its tasks run.
+    pub(super) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// Whether it may act now.
+    pub(super) fn may_act(&self) -> bool {
+        !self.is_lost() && self.parts.lease.as_ref().is_none_or(Lease::holds)
     }
 
     // ---- phases ----

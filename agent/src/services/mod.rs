@@ -26,6 +26,7 @@ pub mod leases;
 pub mod links;
 pub mod local;
 pub mod log;
+mod mail;
 pub mod outgoing;
 mod recover;
 pub mod release;
@@ -34,6 +35,7 @@ pub mod ring;
 mod route;
 mod start;
 pub mod storage;
+pub mod suspects;
 mod turn;
 mod verdict;
 pub mod wheel;
@@ -56,7 +58,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use self::{
     actor::Actor, keeper::Order, kept::Kept, leases::Leases, outgoing::Outgoing, ring::Ring,
-    storage::Shelf, wheel::Wheel,
+    storage::Shelf, suspects::Suspects, wheel::Wheel,
 };
 use crate::{blobs::Blobs, config::Volume};
 
@@ -87,6 +89,8 @@ pub struct Options {
     pub cipher: Cipher,
     /// The way to services elsewhere.
     pub outgoing: Outgoing,
+    /// Inputs that are not given to guests.
+    pub suspects: Suspects,
 }
 
 /// See the module. Clones are the same.
@@ -101,6 +105,7 @@ struct Inner {
     shelf: Arc<Shelf>,
     wheel: Wheel,
     outgoing: Outgoing,
+    suspects: Suspects,
     leases: Leases,
     compiles: Semaphore,
     prefetches: Arc<Semaphore>,
@@ -141,6 +146,7 @@ impl Services {
             dir,
             cipher,
             outgoing,
+            suspects,
         } = options;
         let shelf = Shelf {
             ahead: Mutex::default(),
@@ -158,6 +164,7 @@ impl Services {
             shelf: Arc::new(shelf),
             wheel: Wheel::default(),
             outgoing,
+            suspects,
             leases: Leases::default(),
             compiles: Semaphore::new(COMPILES_MAX),
             prefetches: Arc::new(Semaphore::new(PREFETCH_MAX)),

@@ -1,8 +1,8 @@
 //! What instances and the local gateway ask of the coordinator: calls to services that are not
 //! here, and messages for subscribers elsewhere. One QUIC stream, opened when it is first needed.
 //!
-//! Limits: [`IN_FLIGHT_MAX`] under way. Without a session a call ends at once, and says so; a
-//! message is dropped and counted: topics are at most once.
+//! Limits: [`IN_FLIGHT_MAX`] under way. Without a session everything ends at once, and says so; a
+//! message that nobody keeps is dropped and counted ([`super::mail`] is for those that are kept).
 
 use std::{
     collections::HashMap,
@@ -19,8 +19,8 @@ use hop3_common::{
     id::{InstanceId, ServiceName},
     ownership::Token,
     wire::{
-        self, CALL_FRAME_MAX, HEADER_FRAME_MAX, OutgoingReply, OutgoingWhat, ReplicaWrite,
-        ServiceReply, ServiceRequest, StreamHeader, TopicMessage, frame,
+        self, CALL_FRAME_MAX, HEADER_FRAME_MAX, OutgoingDone, OutgoingReply, OutgoingWhat,
+        ReplicaWrite, ServiceReply, ServiceRequest, StreamHeader, TopicMessage, frame,
         io::{self, FrameReader},
     },
 };
@@ -45,7 +45,7 @@ const MESSAGE: Duration = Duration::from_secs(10);
 /// Where the end of a call goes.
 pub type Done = Box<dyn FnOnce(Result<ServiceReply, Problem>) + Send>;
 /// Where any answer goes.
-type Answered = Box<dyn FnOnce(Result<Option<ServiceReply>, Problem>) + Send>;
+type Answered = Box<dyn FnOnce(Result<OutgoingDone, Problem>) + Send>;
 
 struct Request {
     until: Instant,
@@ -118,11 +118,10 @@ impl Outgoing {
         }
         let what = OutgoingWhat::Call { service, request };
         let answered: Answered = Box::new(|answer| {
-            let reply = answer.and_then(|reply| {
-                let message = "the coordinator's answer has no reply";
-                reply.ok_or_else(|| Problem::new(Code::Protocol, message))
-            });
-            done(reply);
+            done(answer.and_then(|answer| match answer {
+                OutgoingDone::Reply(reply) => Ok(reply),
+                _ => Err(wrong_answer()),
+            }));
         });
         if let Err((Some(answered), problem)) = self.send(from, what, until, Some(answered)) {
             answered(Err(problem));
@@ -139,19 +138,56 @@ impl Outgoing {
         from: (InstanceId, Token),
         write: ReplicaWrite,
     ) -> Result<(), Problem> {
+        let what = OutgoingWhat::Replica(write);
+        self.ask(from, what, REPLICA).await.map(drop)
+    }
+
+    /// Brings a message to every subscriber elsewhere but those that have it. Gives who has it now,
+    /// and who does not yet.
+    ///
+    /// # Errors
+    /// There is no session, or the coordinator does not take it: who has it is not known.
+    pub async fn mail(
+        &self,
+        from: (InstanceId, Token),
+        message: TopicMessage,
+        has: Vec<ServiceName>,
+    ) -> Result<(Vec<ServiceName>, Vec<ServiceName>), Problem> {
+        let what = OutgoingWhat::Mail { message, has };
+        match self.ask(from, what, MESSAGE).await? {
+            OutgoingDone::Mail { has, waits } => Ok((has, waits)),
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    async fn ask(
+        &self,
+        from: (InstanceId, Token),
+        what: OutgoingWhat,
+        within: Duration,
+    ) -> Result<OutgoingDone, Problem> {
         if !self.stands() {
-            let message = "there is no session with the coordinator, which has the replica";
+            let message = "there is no session with the coordinator";
             return Err(Problem::new(Code::Unavailable, message));
         }
         let (tell, told) = oneshot::channel();
-        let answered: Answered = Box::new(|answer| drop(tell.send(answer.map(drop))));
-        let what = OutgoingWhat::Replica(write);
-        let until = Instant::now() + REPLICA;
+        let answered: Answered = Box::new(|answer| drop(tell.send(answer)));
+        let until = Instant::now() + within;
         if let Err((_, problem)) = self.send(Some(from), what, until, Some(answered)) {
             return Err(problem);
         }
         let lost = |_| Problem::new(Code::Unavailable, "the session with the coordinator ended");
         told.await.map_err(lost)?
+    }
+
+    /// Waits until the session begins or ends.
+    pub async fn changed(&self) {
+        let mut link = self.link.clone();
+        link.mark_unchanged();
+        if link.changed().await.is_err() {
+            // The agent goes down.
+            std::future::pending().await
+        }
     }
 
     /// Passes a message on, if it can be.
@@ -191,6 +227,13 @@ impl Outgoing {
     }
 }
 
+fn wrong_answer() -> Problem {
+    Problem::new(
+        Code::Protocol,
+        "the coordinator's answer is not one to what was asked",
+    )
+}
+
 fn away() -> Problem {
     Problem::new(
         Code::Unavailable,
@@ -217,7 +260,7 @@ struct Pending {
 }
 
 impl Pending {
-    fn end(self, result: Result<Option<ServiceReply>, Problem>, dropped: &AtomicU64) {
+    fn end(self, result: Result<OutgoingDone, Problem>, dropped: &AtomicU64) {
         match (self.done, result) {
             (Some(done), result) => done(result),
             (None, Ok(_)) => {}

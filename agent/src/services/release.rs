@@ -8,7 +8,11 @@ use hop3_common::{
     wire::{CallResult, ServiceRequest},
 };
 
-use super::{actor::Actor, desk::lines::Piece, inbox::ReplyTo};
+use super::{
+    actor::Actor,
+    desk::{letters::Letter, lines::Piece},
+    inbox::ReplyTo,
+};
 
 /// One thing that leaves.
 pub enum Release {
@@ -39,9 +43,9 @@ pub enum Release {
     },
     /// A client stream is over.
     Over(u64),
-    /// A message.
+    /// A message. That of a durable instance is in its desk too, until every subscriber has it.
     Publish {
-        /// The effect's number.
+        /// Its number.
         seq: u64,
         /// The topic.
         topic: String,
@@ -63,6 +67,8 @@ pub enum Release {
 pub trait World: Send + Sync + 'static {
     /// Passes a message on; at most once.
     fn publish(&self, from: &Arc<Actor>, seq: u64, topic: String, payload: Bytes);
+    /// There are messages in the actor's mail, and nobody carries them yet.
+    fn carry(&self, from: &Arc<Actor>);
     /// Makes a call; its end comes back as an item of the actor.
     fn call(&self, from: &Arc<Actor>, call: u64, service: &str, request: ServiceRequest);
 }
@@ -104,6 +110,11 @@ impl Release {
             Self::Piece { stream, seq, piece } => actor.links.send(stream, seq, piece),
             Self::Handled { stream, seq } => actor.links.handled(stream, seq),
             Self::Over(stream) => actor.links.remove(stream),
+            Self::Publish {
+                seq,
+                topic,
+                payload,
+            } if actor.is_durable() => actor.post(seq, Letter { topic, payload }),
             Self::Publish {
                 seq,
                 topic,

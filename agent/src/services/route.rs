@@ -109,11 +109,10 @@ impl World for Services {
             payload,
             from: Some((from.instance().clone(), seq)),
         };
-        for actor in self.actors() {
-            let covers = |topic: &hop3_common::spec::Topic| topic.covers(&message.topic);
-            if !actor.work().subscribe.iter().any(covers) {
+        for service in self.subscribing(&message.topic) {
+            let Some(actor) = self.subscriber(&service, &message.topic) else {
                 continue;
-            }
+            };
             let limit = Duration::from_millis(actor.work().limits.deadline.0);
             let to = actor.instance().clone();
             let reply = move |result: Result<CallResult, Problem>| {
@@ -130,6 +129,10 @@ impl World for Services {
         }
         let from = (from.instance().clone(), from.token());
         self.0.outgoing.publish(from, message);
+    }
+
+    fn carry(&self, from: &Arc<Actor>) {
+        super::mail::carry(self, from);
     }
 
     fn call(&self, from: &Arc<Actor>, call: u64, service: &str, request: ServiceRequest) {

@@ -127,6 +127,7 @@ impl Services {
             wheel: self.0.wheel.clone(),
             ring,
             world: Arc::new(self.clone()),
+            suspects: self.0.suspects.clone(),
             lease: work
                 .fence
                 .map(|ttl| self.0.leases.want(instance, token, ttl)),

@@ -13,13 +13,14 @@ use hop3_common::{
 };
 use hop3_runtime::{
     service::{Called, Done, Effect, Failure, Image, Input, Instance, LogLine, Reply},
-    wasm::CancelToken,
+    wasm::{CancelToken, Usage},
 };
 
 use super::{
     actor::Actor,
     desk::{
         Desk,
+        letters::Letter,
         lines::{Piece, Refused},
     },
     inbox::{Ask, Item, not_here},
@@ -59,6 +60,8 @@ enum Told {
     Well,
     /// It has no handler for it.
     Unheard,
+    /// It is not given this any more.
+    Quarantined,
     /// Its state is as before.
     Failed,
 }
@@ -86,6 +89,10 @@ impl Cell {
     /// What the guest wanted while it was made or put back.
     pub(super) fn started(&mut self, actor: &Arc<Actor>, done: Done) {
         let mut releases = Vec::new();
+        // They are durable, and may have been on their way before.
+        for (number, letter) in self.desk.letters().iter() {
+            actor.post(number, letter.clone());
+        }
         self.effects(actor, done.effects, &mut releases);
         self.settle(actor, releases);
     }
@@ -128,6 +135,11 @@ impl Cell {
             }
         }
         self.write_desk();
+        if let Some(number) = actor.mail.take_arrived()
+            && self.desk.arrived(number)
+        {
+            self.settle(actor, Vec::new());
+        }
         if self.used.is_some_and(|used| used.elapsed() >= REST_AFTER) {
             self.guest.rest();
             self.used = None;
@@ -187,9 +199,22 @@ impl Cell {
         self.used = Some(Instant::now());
         let what = described(&input);
         self.guest.set_calls(self.desk.calls().len());
-        actor.set_running(Some(cancel.clone()));
-        let called = self.guest.call(input, UnixMs::now().0, cancel);
-        actor.set_running(None);
+        let kept = actor.is_durable().then(|| self.desk.letters().size());
+        self.guest.set_letters(kept);
+        let module = &actor.work().module;
+        let called = match actor.parts.suspects.enter(actor.instance(), module, &input) {
+            Ok(_in_hand) => {
+                actor.set_running(Some(cancel.clone()));
+                let called = self.guest.call(input, UnixMs::now().0, cancel);
+                actor.set_running(None);
+                called
+            }
+            Err(problem) => Called {
+                result: Err(Failure::Quarantined(problem.message)),
+                log: Vec::new(),
+                usage: Usage::default(),
+            },
+        };
         actor.log(&called.log);
         if let Err(failure) = &called.result {
             tracing::debug!(instance = %actor.instance(), what, %failure, "a handler failed");
@@ -269,7 +294,8 @@ impl Cell {
             reply: to,
         } = ask;
         if let Some(problem) = too_late(until, &cancel) {
-            return to(Err(problem));
+            // Not begun, so it may come again.
+            return to(Err(Problem::new(Code::Busy, problem.message)));
         }
         let TopicMessage {
             topic,
@@ -314,6 +340,7 @@ impl Cell {
             }
             // A guest need not listen to everything.
             Err(Failure::NoHandler(_)) => Told::Unheard,
+            Err(Failure::Quarantined(_)) => Told::Quarantined,
             Err(failure) => {
                 tracing::info!(instance = %actor.instance(), %failure, "a handler failed");
                 Told::Failed
@@ -356,7 +383,7 @@ impl Cell {
     /// Tells the guest that a stream is closed; it is, whatever the guest makes of that.
     fn closed(&mut self, actor: &Arc<Actor>, stream: u64, code: u16, releases: &mut Vec<Release>) {
         let told = self.tell(actor, Input::StreamClosed { stream, code }, releases);
-        if told == Told::Failed {
+        if matches!(told, Told::Failed | Told::Quarantined) {
             self.guest.drop_stream(stream);
         }
     }
@@ -419,8 +446,8 @@ impl Cell {
     fn timer(&mut self, actor: &Arc<Actor>, timer: u64) {
         let mut releases = Vec::new();
         let told = self.tell(actor, Input::Timer { timer }, &mut releases);
-        if told == Told::Unheard {
-            // Without a handler it would be due for ever.
+        if matches!(told, Told::Unheard | Told::Quarantined) {
+            // It would be due for ever.
             self.guest.drop_timer(timer);
         }
         if told != Told::Failed {
@@ -445,6 +472,13 @@ impl Cell {
                 } => {
                     self.published += 1;
                     let seq = message_number(actor, seq, self.published);
+                    if actor.is_durable() {
+                        let letter = Letter {
+                            topic: topic.clone(),
+                            payload: payload.clone(),
+                        };
+                        self.desk.keep_letter(seq, letter);
+                    }
                     releases.push(Release::Publish {
                         seq,
                         topic,

@@ -63,6 +63,7 @@ pub(super) fn failed(failure: Failure, until: Instant, cancel: &CancelToken) -> 
     }
     let code = match failure {
         Failure::Reply(_) => Code::ReplyInvalid,
+        Failure::Quarantined(_) => Code::InputQuarantined,
         _ => Code::HandlerFailed,
     };
     Problem::new(code, failure.to_string())

@@ -315,7 +315,7 @@ async fn outgoing(mut send: SendStream, recv: RecvStream) {
         };
         let reply = wire::OutgoingReply {
             id: asked.id,
-            result: Ok(Some(reply)),
+            result: Ok(wire::OutgoingDone::Reply(reply)),
         };
         io::write(&mut send, &reply, wire::CALL_FRAME_MAX)
             .await

@@ -47,6 +47,8 @@ pub enum Purpose {
     ServiceLog,
     /// Frames of a coordinator's replicas of them.
     Replica,
+    /// Fingerprints of inputs that may be what kills an agent.
+    Suspects,
 }
 
 impl Purpose {
@@ -61,6 +63,7 @@ impl Purpose {
             Self::MeshReset => "hop3 2026 mesh reset v1",
             Self::ServiceLog => "hop3 2026 service log v1",
             Self::Replica => "hop3 2026 service replica v1",
+            Self::Suspects => "hop3 2026 suspect inputs v1",
         }
     }
 }
@@ -96,6 +99,12 @@ impl MasterKey {
         Zeroizing::new(blake3::derive_key(purpose.context(), &self.0))
     }
 
+    /// Keyed hashes of one purpose.
+    #[must_use]
+    pub fn mac(&self, purpose: Purpose) -> Mac {
+        Mac(self.subkey(purpose))
+    }
+
     /// The cipher of one purpose.
     #[must_use]
     pub fn cipher(&self, purpose: Purpose) -> Cipher {
@@ -106,6 +115,29 @@ impl MasterKey {
 impl fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MasterKey(redacted)")
+    }
+}
+
+/// Keyed hashes for one purpose (BLAKE3).
+#[derive(Clone)]
+pub struct Mac(Zeroizing<[u8; 32]>);
+
+impl Mac {
+    /// The hash of parts, each with its length.
+    #[must_use]
+    pub fn of(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mac(redacted)")
     }
 }
 

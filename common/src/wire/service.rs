@@ -235,16 +235,38 @@ pub enum OutgoingWhat {
     Publish(TopicMessage),
     /// Keep what changed in the asking instance: durable when it is answered.
     Replica(ReplicaWrite),
+    /// Bring a message that the publisher keeps to every subscriber that does not have it.
+    Mail {
+        /// What.
+        message: TopicMessage,
+        /// Services that have it.
+        has: Vec<ServiceName>,
+    },
 }
 
-/// Answers an [`Outgoing`]: the reply of a call; for a message that it was passed on, for a change
-/// that it is kept.
+/// What came of an [`Outgoing`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutgoingDone {
+    /// A message was passed on, a change is kept.
+    Done,
+    /// The reply of a call.
+    Reply(ServiceReply),
+    /// How far a kept message came.
+    Mail {
+        /// Services that have it now, and did not before.
+        has: Vec<ServiceName>,
+        /// Services that subscribe and do not have it yet.
+        waits: Vec<ServiceName>,
+    },
+}
+
+/// Answers an [`Outgoing`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutgoingReply {
     /// Its id.
     pub id: u64,
     /// What came of it.
-    pub result: Result<Option<ServiceReply>, Problem>,
+    pub result: Result<OutgoingDone, Problem>,
 }
 
 /// From whoever holds the client's connection to the instance, on a `Client` stream.

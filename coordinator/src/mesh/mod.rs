@@ -49,7 +49,7 @@ use hop3_common::{
         enroll::{EnrollReply, EnrollRequest},
     },
     ownership::Token,
-    wire::{Held, Hello, NodeFacts, Outgoing, Report, ServiceReply, Welcome, telemetry::Sample},
+    wire::{Held, Hello, NodeFacts, Outgoing, OutgoingDone, Report, Welcome, telemetry::Sample},
 };
 
 pub use attach::{AttachReceiver, AttachSender};
@@ -125,9 +125,5 @@ pub trait Brain: Send + Sync + 'static {
 
     /// What an instance of the node (or a client of its gateway) asks of the mesh. May wait for
     /// other nodes, within the deadline asked for; may be dropped.
-    async fn outgoing(
-        &self,
-        link: &NodeLink,
-        asked: Outgoing,
-    ) -> Result<Option<ServiceReply>, Problem>;
+    async fn outgoing(&self, link: &NodeLink, asked: Outgoing) -> Result<OutgoingDone, Problem>;
 }

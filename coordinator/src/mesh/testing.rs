@@ -23,7 +23,8 @@ use hop3_common::{
     store::MasterKey,
     wire::{
         CONTROL_FRAME_MAX, COORDINATOR_NAME, Down, HEADER_FRAME_MAX, Held, Hello, NodeFacts,
-        Outgoing, OutgoingWhat, PROTOCOL, Report, ServiceReply, StreamHeader, Up, Welcome,
+        Outgoing, OutgoingDone, OutgoingWhat, PROTOCOL, Report, ServiceReply, StreamHeader, Up,
+        Welcome,
         io::{self, FrameReader},
         telemetry::Sample,
     },
@@ -217,21 +218,17 @@ impl Brain for FakeBrain {
         self.seen.lock().unwrap().fetched.push(fetched);
     }
 
-    async fn outgoing(
-        &self,
-        link: &NodeLink,
-        asked: Outgoing,
-    ) -> Result<Option<ServiceReply>, Problem> {
+    async fn outgoing(&self, link: &NodeLink, asked: Outgoing) -> Result<OutgoingDone, Problem> {
         let from = (link.node().clone(), asked.id);
         self.seen.lock().unwrap().outgoing.push(from);
         match asked.what {
-            OutgoingWhat::Call { request, .. } => Ok(Some(ServiceReply {
+            OutgoingWhat::Call { request, .. } => Ok(OutgoingDone::Reply(ServiceReply {
                 status: 200,
                 headers: Vec::new(),
                 body: request.body,
                 stream: None,
             })),
-            OutgoingWhat::Publish(_) | OutgoingWhat::Replica(_) => Ok(None),
+            _ => Ok(OutgoingDone::Done),
         }
     }
 

@@ -16,6 +16,7 @@
 mod converge;
 mod failover;
 mod leases;
+mod mail;
 mod moves;
 mod outgoing;
 mod place;

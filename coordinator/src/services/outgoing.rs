@@ -3,8 +3,9 @@
 //! Grants were checked by the agent, and are again: a node is not trusted with what its instances
 //! may do. Effects of a run that is not the owner's any more are refused.
 //!
-//! Messages are delivered at most once: to each node in the order in which they came, from a queue
-//! of [`QUEUE_MAX`]; what does not fit is dropped and counted.
+//! Messages of publishers that keep them go to every subscriber ([`super::mail`]). All others are
+//! delivered at most once: to each node in the order in which they came, from a queue of
+//! [`QUEUE_MAX`]; what does not fit is dropped and counted.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,11 +20,13 @@ use hop3_common::{
     codes::{Code, Problem},
     id::{InstanceId, NodeId, ServiceName},
     ownership::Token,
-    spec::{State, service::shard_of},
-    wire::{Outgoing, OutgoingWhat, ServiceReply, ServiceRequest, Target, TopicMessage},
+    spec::State,
+    wire::{
+        Outgoing, OutgoingDone, OutgoingWhat, ServiceReply, ServiceRequest, Target, TopicMessage,
+    },
 };
 
-use super::{routes::Remote, table::Service};
+use super::{mail, routes::Remote, table::Service};
 use crate::Core;
 
 /// Messages that wait for one node.
@@ -48,7 +51,7 @@ pub(crate) async fn outgoing(
     core: &Core,
     node: &NodeId,
     asked: Outgoing,
-) -> Result<Option<ServiceReply>, Problem> {
+) -> Result<OutgoingDone, Problem> {
     let deadline = Duration::from_millis(u64::from(asked.deadline_ms));
     let token = asked.from.as_ref().map(|(_, token)| *token);
     let from = match asked.from {
@@ -67,21 +70,17 @@ pub(crate) async fn outgoing(
                 return Err(Problem::new(Code::Forbidden, message));
             }
             request.from = from.map(|(_, instance)| instance);
-            call(core, &service, &request, deadline).await.map(Some)
+            let reply = call(core, &service, &request, deadline).await?;
+            Ok(OutgoingDone::Reply(reply))
         }
         OutgoingWhat::Publish(message) => {
-            let Some((publisher, instance)) = from else {
-                let message = "only instances publish";
-                return Err(Problem::new(Code::Forbidden, message));
-            };
-            let granted = &publisher.record.spec.publish;
-            if !granted.iter().any(|topic| topic.covers(&message.topic)) {
-                let topic: String = message.topic.chars().take(100).collect();
-                let message = format!("{instance} may not publish to `{topic}`: `spec.publish`");
-                return Err(Problem::new(Code::Forbidden, message));
-            }
+            may_publish(from.as_ref(), &message)?;
             publish(core, node, &message);
-            Ok(None)
+            Ok(OutgoingDone::Done)
+        }
+        OutgoingWhat::Mail { message, has } => {
+            may_publish(from.as_ref(), &message)?;
+            Ok(mail::deliver(core, &message, has).await)
         }
         OutgoingWhat::Replica(write) => {
             let Some(((_, instance), token)) = from.zip(token) else {
@@ -89,9 +88,35 @@ pub(crate) async fn outgoing(
                 return Err(Problem::new(Code::Forbidden, message));
             };
             super::failover::replicate(core, instance, token, write).await?;
-            Ok(None)
+            Ok(OutgoingDone::Done)
         }
     }
+}
+
+/// Whether the asking instance may publish this, in its own name.
+fn may_publish(
+    from: Option<&(Arc<Service>, InstanceId)>,
+    message: &TopicMessage,
+) -> Result<(), Problem> {
+    let Some((publisher, instance)) = from else {
+        let message = "only instances publish";
+        return Err(Problem::new(Code::Forbidden, message));
+    };
+    if message
+        .from
+        .as_ref()
+        .is_some_and(|(from, _)| from != instance)
+    {
+        let message = format!("{instance} may not publish in another's name");
+        return Err(Problem::new(Code::Forbidden, message));
+    }
+    let granted = &publisher.record.spec.publish;
+    if !granted.iter().any(|topic| topic.covers(&message.topic)) {
+        let topic: String = message.topic.chars().take(100).collect();
+        let message = format!("{instance} may not publish to `{topic}`: `spec.publish`");
+        return Err(Problem::new(Code::Forbidden, message));
+    }
+    Ok(())
 }
 
 /// The service of an instance that `node` owns under `token`'s epoch.
@@ -133,40 +158,24 @@ async fn call(
     Ok(delivered.reply)
 }
 
-/// Passes a message on to every subscriber that is not on `node`.
+/// Passes a message on to every subscriber that is not on `node`, which has seen to its own.
 fn publish(core: &Core, node: &NodeId, message: &TopicMessage) {
+    let topic = &message.topic;
     for service in core.services.all() {
-        let subscribes = &service.record.spec.subscribe;
-        if !subscribes.iter().any(|topic| topic.covers(&message.topic)) {
+        if !mail::subscribes(&service, topic) {
             continue;
         }
-        if let Some(to) = subscriber(core, &service, node, &message.topic) {
+        let spec = &service.record.spec;
+        let ready = core.services.routes.ready(&service.record.name);
+        if spec.state == State::None && ready.iter().any(|remote| remote.link.node() == node) {
+            continue;
+        }
+        let to = mail::subscriber(core, &service, topic);
+        if let Some(to) = to.filter(|remote| remote.link.node() != node) {
             let message = message.clone();
             core.services.messages.push(core, Item { to, message });
         }
     }
-}
-
-/// Which instance gets a message: the shard of the topic's last segment, the least busy replica.
-/// None if that is on `node`, which has seen to it already, or does not serve.
-fn subscriber(core: &Core, service: &Service, node: &NodeId, topic: &str) -> Option<Arc<Remote>> {
-    let spec = &service.record.spec;
-    let ready = core.services.routes.ready(&service.record.name);
-    let chosen = match spec.state {
-        State::None => {
-            if ready.iter().any(|remote| remote.link.node() == node) {
-                return None;
-            }
-            ready.into_iter().min_by_key(|remote| remote.busy())
-        }
-        State::Single => ready.into_iter().next(),
-        State::Keyed => {
-            let key = topic.rsplit('/').next().unwrap_or(topic);
-            let shard = shard_of(key.as_bytes(), spec.shards);
-            ready.into_iter().find(|remote| remote.index() == shard)
-        }
-    };
-    chosen.filter(|remote| remote.link.node() != node)
 }
 
 impl Messages {

@@ -427,9 +427,14 @@ fn outgoings() -> Vec<Outgoing> {
         change: change(),
     };
     let replica = [base, next].map(OutgoingWhat::Replica);
+    let mail = OutgoingWhat::Mail {
+        message: topic(),
+        has: vec!["stock".parse().unwrap()],
+    };
     let what = [call, OutgoingWhat::Publish(topic())]
         .into_iter()
-        .chain(replica);
+        .chain(replica)
+        .chain([mail]);
     what.map(outgoing).collect()
 }
 
@@ -556,8 +561,17 @@ pub fn messages() -> Seeds {
         BlobReply::Stored,
         BlobReply::Refused(problem()),
     ];
-    let outgoing_replies =
-        [Ok(Some(reply())), Ok(None), Err(problem())].map(|result| OutgoingReply { id: 4, result });
+    let mailed = OutgoingDone::Mail {
+        has: vec!["stock".parse().unwrap()],
+        waits: vec!["away".parse().unwrap()],
+    };
+    let outgoing_replies = [
+        Ok(OutgoingDone::Reply(reply())),
+        Ok(OutgoingDone::Done),
+        Ok(mailed),
+        Err(problem()),
+    ]
+    .map(|result| OutgoingReply { id: 4, result });
     let mut out = Vec::new();
     let mut add = |name: &str, bodies: Vec<Vec<u8>>| {
         for (n, body) in bodies.into_iter().enumerate() {

@@ -3,6 +3,7 @@
 //     POST /call/SERVICE       calls GET /a of it; the end is kept under `last`: status, space, body
 //     POST /publish/TOPIC      publishes the body
 //     GET  /last, GET /heard   what is kept: the last end of a call, the last message and its topic
+//     GET  /all                every message's body and a comma, in the order of their coming
 #include "hop3.h"
 
 static int keep(const char *key, size_t key_len, char *text, size_t length, int32_t body) {
@@ -13,7 +14,7 @@ static int keep(const char *key, size_t key_len, char *text, size_t length, int3
 }
 
 static int give(const char *key, size_t key_len) {
-    char text[512];
+    char text[4096];
     int32_t length = hop3_kv_get(key, key_len, 0, text, sizeof text);
     if (length < 0) return hop3_reply_text(404, "nothing yet");
     return hop3_reply(200, text, (size_t)length);
@@ -24,6 +25,7 @@ HOP3_EXPORT("hop3_request") int hop3_request(void) {
     if (hop3_read(HOP3_PATH, path, sizeof path) < 0) return hop3_reply_text(414, "path");
     if (hop3_equal(path, "/last")) return give("last", 4);
     if (hop3_equal(path, "/heard")) return give("heard", 5);
+    if (hop3_equal(path, "/all")) return give("all", 3);
     if (path[1] == 'c') {
         const char *service = path + 6;
         int64_t call = hop3_call(service, hop3_length(service), "GET", 3, "/a", 2, body, 0);
@@ -36,6 +38,17 @@ HOP3_EXPORT("hop3_request") int hop3_request(void) {
     return hop3_reply_text(sent < 0 ? 403 : 202, sent < 0 ? "not granted" : "published");
 }
 
+// Appends the body and a comma to `all`.
+static int note(void) {
+    char all[4096];
+    int32_t length = hop3_kv_get("all", 3, 0, all, sizeof all);
+    if (length < 0) length = 0;
+    int32_t body = hop3_input(HOP3_BODY, 0, all + length, 200);
+    if (body < 0 || body > 200 || length + body + 201 > (int32_t)sizeof all) return 1;
+    all[length + body] = ',';
+    return hop3_kv_set("all", 3, all, (size_t)(length + body + 1)) < 0;
+}
+
 HOP3_EXPORT("hop3_message") int hop3_message(void) {
     char text[512], kind = 0;
     hop3_input(HOP3_KIND, 0, &kind, 1);
@@ -44,5 +57,5 @@ HOP3_EXPORT("hop3_message") int hop3_message(void) {
     if (length < 0 || length > 200) return 1;
     text[length++] = ' ';
     if (kind == 5) return keep("last", 4, text, (size_t)length, HOP3_BODY);
-    return keep("heard", 5, text, (size_t)length, HOP3_BODY);
+    return note() || keep("heard", 5, text, (size_t)length, HOP3_BODY);
 }

@@ -9,7 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::image::Held;
 use super::log::Log;
-use super::types::{Effect, Input, Reply, Setup};
+use super::types::{Effect, Input, Letters, Reply, Setup};
 use crate::wasm::wasi::{HasHost, Host};
 
 /// The data of an instance's store.
@@ -77,6 +77,8 @@ pub(super) struct Call {
     pub(super) sent: Sent,
     /// Calls of the guest that have not ended, those of this call included.
     pub(super) calls: usize,
+    /// Kept messages that wait, those of this call included; none if they are not kept.
+    pub(super) letters: Option<Letters>,
 }
 
 /// The fields that `input` knows, by number.

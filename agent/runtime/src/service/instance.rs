@@ -17,7 +17,7 @@ use super::failure::{StartError, failure, in_full};
 use super::image::{Held, Image};
 use super::live::{Handler, Live};
 use super::module::ServiceModule;
-use super::types::{Called, Done, Failure, Input, LogLine, Reply, Setup};
+use super::types::{Called, Done, Failure, Input, Letters, LogLine, Reply, Setup};
 use crate::wasm::{CancelToken, Usage};
 
 /// Bytes of the host's own for an instance, beyond its memory: a rough figure.
@@ -32,6 +32,7 @@ pub struct Instance {
     live: Option<Live>,
     /// Calls of the guest that have not ended.
     calls: usize,
+    letters: Option<Letters>,
 }
 
 impl Instance {
@@ -132,6 +133,7 @@ impl Instance {
             image,
             live: None,
             calls: 0,
+            letters: None,
         })
     }
 
@@ -203,6 +205,7 @@ impl Instance {
         };
         live.begin(Current::Input(input, due_ms), held, now_ms, cancel);
         live.store.data_mut().call.calls = self.calls;
+        live.store.data_mut().call.letters = self.letters;
         let outcome = live.run(&self.module, |store| handler.call(store, ()));
         self.finish(live, outcome, 1)
     }
@@ -279,6 +282,12 @@ impl Instance {
     /// may be under way, the next input's included.
     pub fn set_calls(&mut self, calls: usize) {
         self.calls = calls;
+    }
+
+    /// Says which messages of the guest are kept and wait for subscribers; `None`: they are not
+    /// kept. Beyond [`LETTERS_MAX`](super::LETTERS_MAX) the guest is refused more.
+    pub fn set_letters(&mut self, letters: Option<Letters>) {
+        self.letters = letters;
     }
 
     /// Gives up the store until the next call, which makes it anew from the image: for

@@ -37,4 +37,7 @@ pub use failure::StartError;
 pub use image::{Error as ImageError, Image};
 pub use instance::Instance;
 pub use module::ServiceModule;
-pub use types::{CALLS_MAX, Called, Done, Effect, Failure, Input, Limits, LogLine, Reply, Setup};
+pub use types::{
+    CALLS_MAX, Called, Done, Effect, Failure, Input, LETTER_BYTES_MAX, LETTERS_MAX, Letters,
+    Limits, LogLine, Reply, Setup,
+};

@@ -8,6 +8,10 @@ use crate::wasm::{Grants, Usage};
 
 /// Calls of an instance's guest that have not ended: each is remembered, and its end is told.
 pub const CALLS_MAX: usize = 1_024;
+/// Kept messages of an instance that not every subscriber has.
+pub const LETTERS_MAX: usize = 4_096;
+/// Bytes of them, topics included.
+pub const LETTER_BYTES_MAX: u64 = 16 << 20;
 
 /// What an instance is given for its whole life.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +37,27 @@ pub struct Setup {
     pub stateful: bool,
     /// Seed of the guest's random numbers.
     pub seed: [u8; 32],
+}
+
+/// Kept messages of an instance that not every subscriber has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Letters {
+    /// How many.
+    pub count: usize,
+    /// Their bytes, topics included.
+    pub bytes: u64,
+}
+
+impl Letters {
+    /// With one more of `bytes`, if there is room.
+    #[must_use]
+    pub fn and(self, bytes: u64) -> Option<Self> {
+        let next = Self {
+            count: self.count + 1,
+            bytes: self.bytes + bytes,
+        };
+        (next.count <= LETTERS_MAX && next.bytes <= LETTER_BYTES_MAX).then_some(next)
+    }
 }
 
 /// What an instance and each of its calls may use.
@@ -228,4 +253,7 @@ pub enum Failure {
     /// The reply is not acceptable.
     #[error("the guest's reply: {0}")]
     Reply(String),
+    /// The host does not give it this input any more.
+    #[error("{0}")]
+    Quarantined(String),
 }

@@ -1,5 +1,6 @@
 //! What the agent keeps beside a guest's state, in the same image, so that both change together:
-//! replies by idempotency key, client streams, calls under way, and who was heard up to where.
+//! replies by idempotency key, client streams, calls under way, messages that wait for subscribers,
+//! and who was heard up to where.
 //!
 //! Pure. Every operation changes the memory here and notes what to write ([`Desk::take_writes`]);
 //! [`Desk::load`] of what was written gives the same desk again (tested). Whoever holds the desk
@@ -7,6 +8,7 @@
 //!
 //! Limits: [`replies::KEYS_MAX`], [`lines::PIECES_MAX`], [`CALLS_MAX`], [`HEARD_MAX`].
 
+pub mod letters;
 pub mod lines;
 pub mod replies;
 
@@ -16,7 +18,11 @@ use bytes::Bytes;
 use hop3_common::id::InstanceId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use self::{lines::Lines, replies::Replies};
+use self::{
+    letters::{Letter, Letters},
+    lines::Lines,
+    replies::Replies,
+};
 
 /// Calls of the guest that have not ended: the guest itself is refused more.
 pub const CALLS_MAX: usize = hop3_runtime::service::CALLS_MAX;
@@ -40,6 +46,7 @@ pub struct Desk {
     replies: Replies,
     lines: Lines,
     calls: BTreeSet<u64>,
+    letters: Letters,
     heard: Heard,
     writes: Writes,
 }
@@ -49,6 +56,7 @@ impl PartialEq for Desk {
         self.replies == other.replies
             && self.lines == other.lines
             && self.calls == other.calls
+            && self.letters == other.letters
             && self.heard == other.heard
     }
 }
@@ -77,6 +85,7 @@ mod kind {
     pub(super) const PIECE: u8 = b'o';
     pub(super) const CALL: u8 = b'c';
     pub(super) const HEARD: u8 = b'h';
+    pub(super) const LETTER: u8 = b'm';
 }
 
 fn numbered(kind: u8, numbers: &[u64]) -> Vec<u8> {
@@ -125,6 +134,10 @@ impl Desk {
                 self.calls.insert(number(rest)?);
                 Some(())
             }
+            kind::LETTER => {
+                self.letters.load(number(rest)?, value(bytes)?);
+                Some(())
+            }
             kind::HEARD => {
                 let from = std::str::from_utf8(rest).ok()?.parse().ok()?;
                 self.heard.load(from, value(bytes)?);
@@ -149,6 +162,22 @@ impl Desk {
     #[must_use]
     pub fn lines(&self) -> &Lines {
         &self.lines
+    }
+
+    /// Messages that not every subscriber has.
+    #[must_use]
+    pub fn letters(&self) -> &Letters {
+        &self.letters
+    }
+
+    /// Keeps a message until every subscriber has it.
+    pub fn keep_letter(&mut self, number: u64, letter: Letter) {
+        self.letters.keep(number, letter, &mut self.writes);
+    }
+
+    /// Every subscriber has the messages up to `number`. Whether any waited.
+    pub fn arrived(&mut self, number: u64) -> bool {
+        self.letters.arrived(number, &mut self.writes)
     }
 
     /// Keeps the reply to a request under its key; the first one stays.

@@ -188,6 +188,31 @@ fn calls_and_voices_are_bounded() {
 }
 
 #[test]
+fn letters_go_in_order_and_only_up_to_what_arrived() {
+    let mut desk = Desk::default();
+    let letter = |n: u8| Letter {
+        topic: "t".into(),
+        payload: vec![n; 10].into(),
+    };
+    for n in [3, 5, 9] {
+        desk.keep_letter(n, letter(1));
+    }
+    assert_eq!(desk.letters().size().count, 3);
+    assert_eq!(desk.letters().size().bytes, 33);
+    assert!(desk.arrived(5) && !desk.arrived(8));
+    let left: Vec<u64> = desk.letters().iter().map(|(n, _)| n).collect();
+    assert_eq!(left, [9]);
+    let mut stored = std::collections::BTreeMap::new();
+    for (key, value) in desk.take_writes() {
+        match value {
+            Some(value) => drop(stored.insert(key, value)),
+            None => drop(stored.remove(&key)),
+        }
+    }
+    assert_eq!(Desk::load(stored).unwrap(), desk);
+}
+
+#[test]
 fn a_damaged_entry_is_named() {
     for key in [b"k\xff".to_vec(), b"x1".to_vec(), b"s12".to_vec()] {
         assert!(Desk::load([(key, Bytes::from_static(b"\xff"))]).is_err());

@@ -42,6 +42,7 @@ use crate::{
         keeper::{Order, Owner},
         kept::Kept,
         outgoing::Outgoing,
+        suspects::Suspects,
         wheel::Wheel,
     },
     supervisor::core::Progress,
@@ -179,6 +180,11 @@ impl Rig {
             dir: self.dir.path().join("services"),
             cipher: MasterKey::from_bytes([5; 32]).cipher(Purpose::ServiceLog),
             outgoing,
+            suspects: Suspects::open(
+                self.dir.path(),
+                MasterKey::from_bytes([5; 32]).mac(Purpose::Suspects),
+            )
+            .unwrap(),
         });
         let wheel: Wheel = services.0.wheel.clone();
         tokio::spawn(wheel.run());

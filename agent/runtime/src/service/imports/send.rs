@@ -23,12 +23,18 @@ pub(super) fn publish(cx: &mut Cx<'_>, topic: (u32, u32), at: (u32, u32)) -> Ans
     {
         refuse!(DENIED);
     }
-    let sent = cx.data.call.sent.published + (topic.len() + payload.len()) as u64;
+    let bytes = (topic.len() + payload.len()) as u64;
+    let sent = cx.data.call.sent.published + bytes;
     if sent > cx.sent_max() || !cx.has_room() {
+        refuse!(LIMIT);
+    }
+    let kept = cx.data.call.letters.map(|letters| letters.and(bytes));
+    if kept == Some(None) {
         refuse!(LIMIT);
     }
     let (topic, payload) = (topic.to_owned(), Bytes::copy_from_slice(payload));
     cx.data.call.sent.published = sent;
+    cx.data.call.letters = kept.flatten();
     cx.data.held.counters.effects += 1;
     let seq = cx.data.held.counters.effects;
     cx.data.call.effects.push(Effect::Publish {

@@ -153,6 +153,31 @@ fn a_guest_that_calls_and_calls_is_refused_by_number() {
 }
 
 #[test]
+fn kept_messages_are_bounded_and_others_are_not_counted() {
+    let wat = handler(
+        "(data (i32.const 64) \"out/1\")",
+        "(local $n i32)
+         (loop $l (if (i32.eqz (call $publish (i32.const 64) (i32.const 5) (i32.const 64)
+                (i32.const 1)))
+            (then (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                (br_if $l (i32.lt_u (local.get $n) (i32.const 5000))))))
+         (i32.const 0)",
+    );
+    let mut instance = start_with(&wat, setup());
+    let kept = |count, bytes| Some(Letters { count, bytes });
+    for (letters, sent) in [
+        (kept(0, 0), LETTERS_MAX),
+        (kept(LETTERS_MAX - 2, 0), 2),
+        (kept(0, LETTER_BYTES_MAX - 11), 1),
+        (None, 5_000),
+    ] {
+        instance.set_letters(letters);
+        let done = done(&mut instance, request("/", ""));
+        assert_eq!(done.effects.len(), sent, "{letters:?}");
+    }
+}
+
+#[test]
 fn a_schema_is_asked_within_the_memory_of_its_instance() {
     let wat = |pages: u32| {
         format!(
