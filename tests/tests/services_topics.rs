@@ -98,6 +98,47 @@ fn neighbours_hear_each_other_without_a_coordinator_and_the_others_later() {
 }
 
 #[test]
+fn a_call_is_done_once_whoever_is_killed_while_it_is_under_way() {
+    let mut mesh = Mesh::start(&[("edge-1", "edge"), ("edge-2", "edge")]);
+    links(&mesh, "asks", "edge-1", "calls: [counters]");
+    let spec = "state: single\n  placement: {node: edge-2}";
+    serve(&mesh, "counters", "counters", spec);
+    let web = Web::new(&mesh);
+    let add = |n: u32| {
+        eventually("it calls", || {
+            let request = web.request("POST", "/asks/add/counters");
+            let request = request.header("idempotency-key", format!("call-{n}"));
+            let answer = block_on(web.send(request)).ok()?;
+            (answer.status == 202).then_some(())
+        });
+    };
+    for n in 0..12 {
+        add(n);
+        match n % 4 {
+            0 => mesh.kill_agent("edge-2"),
+            1 => mesh.kill_agent("edge-1"),
+            2 => mesh.coordinator.kill(),
+            _ => continue,
+        }
+        match n % 4 {
+            0 => mesh.start_agent("edge-2"),
+            1 => mesh.start_agent("edge-1"),
+            _ => mesh.start_coordinator(),
+        }
+        let expected = (n + 1).to_string();
+        eventually("the call is done", || {
+            let answer = block_on(web.get("/counters/a")).ok()?;
+            let done = answer.status == 200 && answer.text.trim() == expected;
+            done.then_some(())
+        });
+        eventually("its end has come", || {
+            let answer = block_on(web.get("/asks/last")).ok()?;
+            (answer.text == format!("200 {expected}")).then_some(())
+        });
+    }
+}
+
+#[test]
 fn an_input_in_hand_at_three_crashes_of_its_agent_is_refused_and_the_service_lives() {
     let mut mesh = Mesh::start(&[("edge-1", "edge")]);
     let limits = "limits: {cpu_time: 60s, deadline: 60s}";

@@ -60,6 +60,8 @@ pub enum Release {
         service: String,
         /// What.
         request: Box<ServiceRequest>,
+        /// It was made before, by an earlier run.
+        again: bool,
     },
 }
 
@@ -70,7 +72,14 @@ pub trait World: Send + Sync + 'static {
     /// There are messages in the actor's mail, and nobody carries them yet.
     fn carry(&self, from: &Arc<Actor>);
     /// Makes a call; its end comes back as an item of the actor.
-    fn call(&self, from: &Arc<Actor>, call: u64, service: &str, request: ServiceRequest);
+    fn call(
+        &self,
+        from: &Arc<Actor>,
+        call: u64,
+        service: &str,
+        request: ServiceRequest,
+        again: bool,
+    );
 }
 
 impl Release {
@@ -124,7 +133,8 @@ impl Release {
                 call,
                 service,
                 request,
-            } => world.call(actor, call, &service, *request),
+                again,
+            } => world.call(actor, call, &service, *request, again),
         }
     }
 }

@@ -48,6 +48,9 @@ pub(crate) fn key_of(key: &KeyFrom, request: &ServiceRequest) -> Option<Vec<u8>>
     }
 }
 
+/// Before a call whose outcome is not known is made again.
+const AGAIN: Duration = Duration::from_millis(200);
+
 impl Services {
     /// An instance of this node that could take a request to `service`.
     #[must_use]
@@ -135,26 +138,94 @@ impl World for Services {
         super::mail::carry(self, from);
     }
 
-    fn call(&self, from: &Arc<Actor>, call: u64, service: &str, request: ServiceRequest) {
-        let caller = Arc::downgrade(from);
-        let done: Done = Box::new(move |result| {
-            // An instance that ended meanwhile finds the call in its desk at its next start.
-            if let Some(caller) = caller.upgrade() {
-                caller.push(Item::CallEnded {
-                    call,
-                    result,
-                    refused: false,
-                });
-            }
-        });
+    fn call(
+        &self,
+        from: &Arc<Actor>,
+        call: u64,
+        service: &str,
+        request: ServiceRequest,
+        again: bool,
+    ) {
+        let until = Instant::now() + Duration::from_millis(from.work().limits.deadline.0);
         let Ok(service) = service.parse::<ServiceName>() else {
             let message = format!("`{service}` is not the name of a service");
-            return done(Err(Problem::new(Code::ServiceUnknown, message)));
+            let result = Err(Problem::new(Code::ServiceUnknown, message));
+            return from.push(Item::CallEnded {
+                call,
+                result,
+                refused: false,
+            });
         };
-        let until = Instant::now() + Duration::from_millis(from.work().limits.deadline.0);
+        let asked = Asked {
+            call,
+            service,
+            request,
+            until,
+        };
+        self.make_call(from, asked, again);
+    }
+}
+
+/// A call of an instance.
+#[derive(Clone)]
+struct Asked {
+    call: u64,
+    service: ServiceName,
+    request: ServiceRequest,
+    until: Instant,
+}
+
+impl Services {
+    /// Makes a call, and again while its outcome is not known and its key says that it is done once.
+    fn make_call(&self, from: &Arc<Actor>, asked: Asked, again: bool) {
+        let (services, caller) = (self.clone(), Arc::downgrade(from));
+        let Asked {
+            call,
+            service,
+            request,
+            until,
+        } = asked.clone();
+        let done: Done = Box::new(move |result| {
+            // An instance that ended meanwhile finds the call in its desk at its next start.
+            let Some(caller) = caller.upgrade() else {
+                return;
+            };
+            let result = result.map_err(|problem| perhaps_made(problem, again));
+            let unknown = matches!(&result, Err(problem) if problem.code == Code::OutcomeUnknown);
+            let keyed = asked.request.idempotency_key.is_some();
+            if unknown && keyed && Instant::now() + AGAIN < until {
+                let weak = Arc::downgrade(&caller);
+                drop(caller.runtime().spawn(async move {
+                    tokio::time::sleep(AGAIN).await;
+                    if let Some(caller) = weak.upgrade().filter(|caller| caller.may_act()) {
+                        services.make_call(&caller, asked, true);
+                    }
+                }));
+                return;
+            }
+            caller.push(Item::CallEnded {
+                call,
+                result,
+                refused: false,
+            });
+        });
         let from = Some((from.instance().clone(), from.token()));
         self.call_service(from, service, request, until, done);
     }
+}
+
+/// What did not begin now may have been done before, if the call was made before.
+fn perhaps_made(problem: Problem, again: bool) -> Problem {
+    let not_now = surely_not_begun(&problem) || problem.code == Code::Unavailable;
+    if !again || !not_now {
+        return problem;
+    }
+    let message = format!(
+        "outcome unknown: the instance was started again while the call was under way, and to make \
+         it once more failed: {}",
+        problem.message
+    );
+    Problem::new(Code::OutcomeUnknown, message)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
 use hop3_common::{
     codes::{Code, Problem},
     id::UnixMs,
-    wire::{CallResult, ServiceReply, ServiceRequest, TopicMessage},
+    wire::{CALL_KEY, CallResult, ServiceReply, ServiceRequest, TopicMessage},
 };
 use hop3_runtime::{
     service::{Called, Done, Effect, Failure, Image, Input, Instance, LogLine, Reply},
@@ -20,6 +20,7 @@ use super::{
     actor::Actor,
     desk::{
         Desk,
+        calls::Call,
         letters::Letter,
         lines::{Piece, Refused},
     },
@@ -93,22 +94,39 @@ impl Cell {
         for (number, letter) in self.desk.letters().iter() {
             actor.post(number, letter.clone());
         }
+        releases.extend(self.repeated_calls(actor));
         self.effects(actor, done.effects, &mut releases);
         self.settle(actor, releases);
     }
 
-    /// Calls that were under way when the instance was last stored: nobody knows what came of
-    /// them.
+    /// Calls that were under way when the instance was last stored, and are not made again: nobody
+    /// knows what came of them.
     pub(super) fn lost_calls(&self) -> Vec<Item> {
-        let lost = |call| Item::CallEnded {
+        let lost = self.desk.calls().iter();
+        let lost = lost.filter(|(_, call)| call.is_none());
+        lost.map(|(call, _)| Item::CallEnded {
             call,
             result: Err(Problem::new(
                 Code::OutcomeUnknown,
                 "outcome unknown: the instance was started again while the call was under way",
             )),
             refused: false,
-        };
-        self.desk.calls().map(lost).collect()
+        })
+        .collect()
+    }
+
+    /// The others, under their old keys: whoever did them answers as before.
+    fn repeated_calls(&self, actor: &Actor) -> Vec<Release> {
+        let again = self.desk.calls().iter();
+        again
+            .filter_map(|(number, call)| Some((number, call?.clone())))
+            .map(|(number, call)| Release::Call {
+                call: number,
+                service: call.service.clone(),
+                request: Box::new(call_request(actor, number, call)),
+                again: true,
+            })
+            .collect()
     }
 
     /// The image with everything that was noted.
@@ -494,7 +512,15 @@ impl Cell {
                 } => {
                     // Only of an upgraded guest, whose earlier calls end in a moment: any other is
                     // refused when it calls.
-                    if !self.desk.begin_call(call) {
+                    let asked = Call {
+                        epoch: actor.token().epoch.0,
+                        service: service.clone(),
+                        method,
+                        path,
+                        body,
+                    };
+                    let kept = actor.is_durable().then(|| asked.clone());
+                    if !self.desk.begin_call(call, kept) {
                         let message = "too many calls of the instance are under way";
                         actor.push(Item::CallEnded {
                             call,
@@ -503,19 +529,11 @@ impl Cell {
                         });
                         continue;
                     }
-                    let request = Box::new(ServiceRequest {
-                        method,
-                        path,
-                        headers: Vec::new(),
-                        body,
-                        more: false,
-                        idempotency_key: None,
-                        from: Some(actor.instance().clone()),
-                    });
                     releases.push(Release::Call {
                         call,
                         service,
-                        request,
+                        request: Box::new(call_request(actor, call, asked)),
+                        again: false,
                     });
                 }
                 Effect::StreamSend {
@@ -550,6 +568,23 @@ impl Cell {
                 actor.push(Item::Gone { stream, code });
             }
         }
+    }
+}
+
+/// The request of a call. That of a durable instance has a key, so that it is done once however often
+/// it is made.
+fn call_request(actor: &Actor, number: u64, call: Call) -> ServiceRequest {
+    let instance = actor.instance();
+    let key = || format!("{CALL_KEY}{instance}:{}.{number}", call.epoch);
+    let idempotency_key = actor.is_durable().then(key);
+    ServiceRequest {
+        method: call.method,
+        path: call.path,
+        headers: Vec::new(),
+        body: call.body,
+        more: false,
+        idempotency_key,
+        from: Some(instance.clone()),
     }
 }
 

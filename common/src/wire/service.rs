@@ -197,6 +197,9 @@ pub struct ServiceReply {
     pub stream: Option<u64>,
 }
 
+/// How idempotency keys of calls between services begin. Clients cannot use such keys.
+pub const CALL_KEY: &str = "hop3:";
+
 /// A message on a topic, to one subscriber.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicMessage {

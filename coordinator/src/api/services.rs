@@ -16,8 +16,8 @@ use hop3_common::{
     id::ServiceName,
     spec::ServiceSpec,
     wire::{
-        Checkpoint, HEADERS_BYTES_MAX, HEADERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, PATH_BYTES_MAX,
-        ServiceReply, ServiceRequest,
+        CALL_KEY, Checkpoint, HEADERS_BYTES_MAX, HEADERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX,
+        PATH_BYTES_MAX, ServiceReply, ServiceRequest,
     },
 };
 use serde::Deserialize;
@@ -274,6 +274,10 @@ fn key_of(headers: &HeaderMap) -> Answer<Option<String>> {
         return Ok(None);
     };
     match value.to_str() {
+        Ok(key) if key.starts_with(CALL_KEY) => Err(ApiError::field(
+            "Idempotency-Key",
+            format!("must not begin with `{CALL_KEY}`: such keys are Hop3's own"),
+        )),
         Ok(key) if (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => Err(ApiError::field(
             "Idempotency-Key",

@@ -1,6 +1,7 @@
 // Links between services, for tests.
 //
 //     POST /call/SERVICE       calls GET /a of it; the end is kept under `last`: status, space, body
+//     POST /add/SERVICE        calls POST /a/add?n=1 of it
 //     POST /publish/TOPIC      publishes the body
 //     GET  /last, GET /heard   what is kept: the last end of a call, the last message and its topic
 //     GET  /all                every message's body and a comma, in the order of their coming
@@ -29,6 +30,12 @@ HOP3_EXPORT("hop3_request") int hop3_request(void) {
     if (path[1] == 'c') {
         const char *service = path + 6;
         int64_t call = hop3_call(service, hop3_length(service), "GET", 3, "/a", 2, body, 0);
+        return hop3_reply_text(call < 0 ? 403 : 202, call < 0 ? "not granted" : "called");
+    }
+    if (path[1] == 'a') {
+        const char *service = path + 5;
+        static const char add[] = "/a/add?n=1";
+        int64_t call = hop3_call(service, hop3_length(service), "POST", 4, add, sizeof add - 1, body, 0);
         return hop3_reply_text(call < 0 ? 403 : 202, call < 0 ? "not granted" : "called");
     }
     const char *topic = path + 9;

@@ -8,17 +8,19 @@
 //!
 //! Limits: [`replies::KEYS_MAX`], [`lines::PIECES_MAX`], [`CALLS_MAX`], [`HEARD_MAX`].
 
+pub mod calls;
 pub mod letters;
 pub mod lines;
 pub mod replies;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use hop3_common::id::InstanceId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use self::{
+    calls::{Call, Calls},
     letters::{Letter, Letters},
     lines::Lines,
     replies::Replies,
@@ -45,7 +47,7 @@ pub struct Damaged {
 pub struct Desk {
     replies: Replies,
     lines: Lines,
-    calls: BTreeSet<u64>,
+    calls: Calls,
     letters: Letters,
     heard: Heard,
     writes: Writes,
@@ -130,10 +132,7 @@ impl Desk {
                 let (stream, seq) = (number(stream)?, number(seq)?);
                 self.lines.load_piece(stream, seq, value(bytes)?)
             }
-            kind::CALL => {
-                self.calls.insert(number(rest)?);
-                Some(())
-            }
+            kind::CALL => self.calls.load(number(rest)?, bytes),
             kind::LETTER => {
                 self.letters.load(number(rest)?, value(bytes)?);
                 Some(())
@@ -213,30 +212,23 @@ impl Desk {
         self.lines.drop(stream, &mut self.writes);
     }
 
-    /// A call of the guest begins; `false`: too many are under way.
+    /// A call of the guest begins; `false`: too many are under way. With what it asks, if it is to
+    /// be made again after a restart.
     #[must_use]
-    pub fn begin_call(&mut self, call: u64) -> bool {
-        if self.calls.len() >= CALLS_MAX {
-            return false;
-        }
-        self.calls.insert(call);
-        self.writes.put(numbered(kind::CALL, &[call]), &());
-        true
+    pub fn begin_call(&mut self, number: u64, call: Option<Call>) -> bool {
+        self.calls.begin(number, call, &mut self.writes)
     }
 
     /// A call of the guest ended; `false`: it had ended before.
     #[must_use]
     pub fn end_call(&mut self, call: u64) -> bool {
-        let known = self.calls.remove(&call);
-        if known {
-            self.writes.remove(numbered(kind::CALL, &[call]));
-        }
-        known
+        self.calls.end(call, &mut self.writes)
     }
 
     /// Calls under way.
-    pub fn calls(&self) -> impl ExactSizeIterator<Item = u64> {
-        self.calls.iter().copied()
+    #[must_use]
+    pub fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// A message number `seq` of `from` is to be handled; `false`: it was before.

@@ -110,9 +110,9 @@ proptest! {
                     prop_assert_eq!(over, desk.lines().get(stream).is_none());
                 }
                 Op::Drop(stream) => desk.drop_line(stream),
-                Op::Begin(call) => prop_assert!(desk.begin_call(call)),
+                Op::Begin(call) => prop_assert!(desk.begin_call(call, called(call))),
                 Op::End(call) => {
-                    let known = desk.calls().any(|c| c == call);
+                    let known = desk.calls().iter().any(|(c, _)| c == call);
                     prop_assert_eq!(desk.end_call(call), known);
                 }
                 Op::Hear(from, seq) => {
@@ -174,13 +174,46 @@ fn a_slow_client_is_refused_more_and_can_still_be_closed() {
     assert!(desk.acked(1, lines::PIECES_MAX as u64 + 1));
 }
 
+/// Every second one is not made again.
+fn called(number: u64) -> Option<Call> {
+    number.is_multiple_of(2).then(|| Call {
+        epoch: 3,
+        service: "other".into(),
+        method: "POST".into(),
+        path: "/x".into(),
+        body: vec![1; 100].into(),
+    })
+}
+
+#[test]
+fn requests_of_calls_are_kept_up_to_a_bound() {
+    let mut desk = Desk::default();
+    let large = |body: usize| {
+        called(0).map(|call| Call {
+            body: vec![0; body].into(),
+            ..call
+        })
+    };
+    let half = calls::REQUEST_BYTES_MAX / 2;
+    for (number, body) in [(1, half), (2, half), (3, 10)] {
+        assert!(desk.begin_call(number, large(body)));
+    }
+    let kept = |desk: &Desk| -> Vec<u64> {
+        let kept = desk.calls().iter().filter(|(_, call)| call.is_some());
+        kept.map(|(number, _)| number).collect()
+    };
+    assert_eq!(kept(&desk), [1, 3], "the second does not fit");
+    assert!(desk.end_call(1) && desk.begin_call(4, large(half)));
+    assert_eq!(kept(&desk), [3, 4]);
+}
+
 #[test]
 fn calls_and_voices_are_bounded() {
     let mut desk = Desk::default();
     for call in 0..CALLS_MAX as u64 {
-        assert!(desk.begin_call(call));
+        assert!(desk.begin_call(call, None));
     }
-    assert!(!desk.begin_call(CALLS_MAX as u64));
+    assert!(!desk.begin_call(CALLS_MAX as u64, None));
     for n in 0..HEARD_MAX as u64 + 5 {
         assert!(desk.hear(&format!("service/s/{n}").parse().unwrap(), 1));
     }

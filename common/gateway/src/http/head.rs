@@ -18,7 +18,8 @@ use hop3_common::{
     id::ServiceName,
     spec::Millis,
     wire::{
-        HEADERS_BYTES_MAX, HEADERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, PATH_BYTES_MAX, ServiceRequest,
+        CALL_KEY, HEADERS_BYTES_MAX, HEADERS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, PATH_BYTES_MAX,
+        ServiceRequest,
     },
 };
 
@@ -130,6 +131,10 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         return Ok(None);
     };
     match value.to_str() {
+        Ok(key) if key.starts_with(CALL_KEY) => {
+            let message = format!("must not begin with `{CALL_KEY}`: such keys are Hop3's own");
+            Err(field(IDEMPOTENCY_KEY, message))
+        }
         Ok(key) if (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) => Ok(Some(key.to_owned())),
         _ => {
             let range = format!("must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters");
@@ -314,6 +319,7 @@ mod tests {
         for (name, value) in [
             ("idempotency-key", long.as_str()),
             ("idempotency-key", ""),
+            ("idempotency-key", "hop3:x"),
             ("hop3-request-deadline", "soon"),
             ("hop3-request-deadline", "0"),
         ] {
