@@ -216,7 +216,7 @@ impl Cell {
     fn call(&mut self, actor: &Arc<Actor>, input: Input, cancel: &CancelToken) -> Called {
         self.used = Some(Instant::now());
         let what = described(&input);
-        self.guest.set_calls(self.desk.calls().len());
+        self.guest.set_calls(self.desk.calls().count());
         let kept = actor.is_durable().then(|| self.desk.letters().size());
         self.guest.set_letters(kept);
         let module = &actor.work().module;

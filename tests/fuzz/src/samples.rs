@@ -568,8 +568,8 @@ pub fn messages() -> Seeds {
     let outgoing_replies = [
         Ok(OutgoingDone::Reply(reply())),
         Ok(OutgoingDone::Done),
-        Ok(mailed),
         Err(problem()),
+        Ok(mailed),
     ]
     .map(|result| OutgoingReply { id: 4, result });
     let mut out = Vec::new();

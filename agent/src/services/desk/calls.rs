@@ -42,9 +42,9 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Calls under way.
+    /// How many.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by.len()
     }
 
