@@ -1,13 +1,14 @@
 //! What instances and the local gateway ask of the coordinator: calls to services that are not
 //! here, and messages for subscribers elsewhere. One QUIC stream, opened when it is first needed.
 //!
-//! Limits: [`IN_FLIGHT_MAX`] under way. Without a session everything ends at once, and says so; a
+//! Limits: [`CALLS_MAX`] calls and messages under way, [`INSTANCE_CALLS_MAX`] of one instance;
+//! [`KEPT_MAX`] changes for replicas and kept messages, of which an instance has one each. Without a session everything ends at once, and says so; a
 //! message that nobody keeps is dropped and counted ([`super::mail`] is for those that are kept).
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -25,12 +26,17 @@ use hop3_common::{
     },
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::blobs::Link;
 
 /// Calls and messages under way.
-pub const IN_FLIGHT_MAX: usize = 1024;
+pub const CALLS_MAX: usize = 1024;
+/// Those of one instance: its neighbours call, too.
+pub const INSTANCE_CALLS_MAX: usize = 256;
+/// Changes and kept messages under way. Apart from calls, so that no caller keeps others from being
+/// durable.
+pub const KEPT_MAX: usize = 1024;
 /// Encoded frames that wait for the network before no more are taken.
 const OUT_BYTES: usize = 1 << 20;
 /// How often late calls are looked for.
@@ -41,6 +47,69 @@ const GRACE: Duration = Duration::from_secs(1);
 const REPLICA: Duration = Duration::from_secs(10);
 /// Time that a message gets to be passed on.
 const MESSAGE: Duration = Duration::from_secs(10);
+
+/// Who has what under way.
+#[derive(Debug, Default)]
+struct Places(Mutex<Taken>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    kept: usize,
+    calls: usize,
+    /// Of each instance; of clients of the gateway together.
+    by: HashMap<Option<InstanceId>, usize>,
+}
+
+/// One of them, until it is dropped.
+struct Place {
+    places: Arc<Places>,
+    /// None: kept.
+    caller: Option<Option<InstanceId>>,
+}
+
+impl Places {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // Changed in single steps.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, kept: bool, caller: Option<&InstanceId>) -> Option<Place> {
+        let mut taken = self.taken();
+        let caller = caller.cloned();
+        if kept {
+            taken.kept = (taken.kept < KEPT_MAX).then_some(taken.kept + 1)?;
+        } else {
+            let calls = (taken.calls < CALLS_MAX).then_some(taken.calls + 1)?;
+            let mine = taken.by.entry(caller.clone()).or_default();
+            // The gateway's clients are many.
+            let most = caller.as_ref().map_or(CALLS_MAX, |_| INSTANCE_CALLS_MAX);
+            *mine = (*mine < most).then_some(*mine + 1)?;
+            taken.calls = calls;
+        }
+        drop(taken);
+        Some(Place {
+            places: self.clone(),
+            caller: (!kept).then_some(caller),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        let Some(caller) = self.caller.take() else {
+            taken.kept -= 1;
+            return;
+        };
+        taken.calls -= 1;
+        if let Some(mine) = taken.by.get_mut(&caller) {
+            *mine -= 1;
+            if *mine == 0 {
+                taken.by.remove(&caller);
+            }
+        }
+    }
+}
 
 /// Where the end of a call goes.
 pub type Done = Box<dyn FnOnce(Result<ServiceReply, Problem>) + Send>;
@@ -53,14 +122,14 @@ struct Request {
     what: OutgoingWhat,
     /// `None`: a message.
     done: Option<Answered>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// See the module. Clones are the same.
 #[derive(Clone)]
 pub struct Outgoing {
     requests: mpsc::Sender<Request>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     dropped: Arc<AtomicU64>,
     link: Link,
 }
@@ -76,11 +145,11 @@ impl Outgoing {
     /// A way out over the session in `link`, and the task that must run for it.
     #[must_use]
     pub fn new(link: Link) -> (Self, Task) {
-        let (sender, requests) = mpsc::channel(IN_FLIGHT_MAX);
+        let (sender, requests) = mpsc::channel(CALLS_MAX + KEPT_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
         let outgoing = Self {
             requests: sender,
-            places: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            places: Arc::default(),
             dropped: dropped.clone(),
             link: link.clone(),
         };
@@ -207,10 +276,12 @@ impl Outgoing {
         done: Option<Answered>,
     ) -> Result<(), (Option<Answered>, Problem)> {
         let busy = || {
-            let message = format!("{IN_FLIGHT_MAX} calls and messages are under way on this node");
+            let message = "too many calls and messages of this instance or node are under way";
             Problem::new(Code::Busy, message)
         };
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+        let kept = matches!(what, OutgoingWhat::Replica(_) | OutgoingWhat::Mail { .. });
+        let caller = from.as_ref().map(|(instance, _)| instance);
+        let Some(place) = self.places.take(kept, caller) else {
             return Err((done, busy()));
         };
         let request = Request {
@@ -256,7 +327,7 @@ fn drop_message(dropped: &AtomicU64) {
 struct Pending {
     until: Instant,
     done: Option<Answered>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Pending {
@@ -404,5 +475,31 @@ impl Lane {
             let problem = Problem::new(Code::OutcomeUnknown, message);
             pending.end(Err(problem), &self.dropped);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn no_caller_takes_the_places_of_others_or_of_what_is_kept() {
+        let places = Arc::new(Places::default());
+        let instance = |n: usize| format!("service/s/{n}").parse::<InstanceId>().unwrap();
+        let take = |kept, n| places.take(kept, Some(&instance(n)));
+        let mut held: Vec<Place> = (0..INSTANCE_CALLS_MAX)
+            .map_while(|_| take(false, 0))
+            .collect();
+        assert_eq!(held.len(), INSTANCE_CALLS_MAX);
+        assert!(take(false, 0).is_none());
+        for n in 1..4 {
+            held.extend((0..INSTANCE_CALLS_MAX).map_while(|_| take(false, n)));
+        }
+        assert_eq!(held.len(), CALLS_MAX);
+        assert!(take(false, 5).is_none(), "the node's are taken");
+        assert!(take(true, 5).is_some(), "what is kept has its own");
+        drop(held);
+        assert!(places.taken().by.is_empty() && take(false, 0).is_some());
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 use super::{NodeLink, endpoint::Shared, peer::Breach};
 
 /// Requests of one stream that may be under way: each may hold a body of 8 MiB, most hold little.
-const ASKED_MAX: usize = 256;
+const ASKED_MAX: usize = 2048;
 /// Longest time for one request, whatever the node says: an hour, as limits of services.
 const DEADLINE: Duration = Duration::from_secs(3600);
 

@@ -118,7 +118,11 @@ fn overall(service: &Service, instances: &[ServiceInstanceView]) -> (&'static st
         let reason = format!("{id} is at revision {has} and will be renewed to {revision}");
         return ("progressing", reason);
     }
-    ("ready", format!("{} instances serve", instances.len()))
+    let reason = match instances.len() {
+        1 => "it serves".to_owned(),
+        n => format!("all {n} instances serve"),
+    };
+    ("ready", reason)
 }
 
 fn instance_view(core: &Core, service: &Service, index: u32) -> Option<ServiceInstanceView> {
@@ -313,10 +317,13 @@ pub(crate) fn explain(core: &Core, name: &ServiceName) -> Result<(String, Vec<St
         .filter(|i| i.status == "ready")
         .count();
     let wanted = service.record.spec.instances();
-    let summary = format!(
-        "It is {}; {ready} of {wanted} instances serve: {}.",
-        view.status, view.reason
-    );
+    let summary = match view.status.as_str() {
+        "ready" => format!("It is ready: {}.", view.reason),
+        status => format!(
+            "It is {status}; {ready} of {wanted} instances serve: {}.",
+            view.reason
+        ),
+    };
     let now = UnixMs::now();
     let mut facts = Vec::new();
     for instance in &view.instances {
