@@ -9,11 +9,13 @@ mod coordinator;
 mod durability;
 mod enroll;
 mod gateway;
+mod growth;
 mod idle;
 mod invoke;
 mod moves;
 mod onnx;
 mod proof;
+mod recovery;
 mod reports;
 mod services;
 mod task;
@@ -120,6 +122,16 @@ pub(crate) const ALL: &[Group] = &[
         name: "durability",
         metrics: &["commit.", "failover.", "offline_boot."],
         run: durability::run,
+    },
+    Group {
+        name: "growth",
+        metrics: &["growth."],
+        run: growth::run,
+    },
+    Group {
+        name: "recovery",
+        metrics: &["recovery."],
+        run: recovery::run,
     },
     Group {
         name: "proof",
