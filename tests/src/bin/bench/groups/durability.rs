@@ -31,6 +31,7 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
         if wants_commits(bench, SLOW) {
             let library = slowdisk::build()?;
             let mesh = stage::mesh_preloading(library.path());
+            library.expect_in(stage::agent_pid(&mesh)?)?;
             let p50_ms = commits(bench, &mesh, "node", SLOW)?;
             // Each answer waits for a sync: faster, and the delay was not there.
             anyhow::ensure!(
