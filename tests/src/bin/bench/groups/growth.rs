@@ -31,45 +31,53 @@ const CHANGES_A_MINUTE: u32 = 60;
 /// Between looks at the disk.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// With the default schedule of checkpoints.
 pub(super) fn run(bench: &Bench) -> Result<()> {
+    day(bench, false, "")
+}
+
+/// With as many checkpoints as in a real day.
+pub(super) fn run_minutes(bench: &Bench) -> Result<()> {
+    day(bench, true, ".minutes")
+}
+
+fn day(bench: &Bench, checkpoints: bool, case: &str) -> Result<()> {
     let changes = bench.pick(8_640, 86_400);
-    for (checkpoints, case) in [(false, ""), (true, ".minutes")] {
-        let mut day = Day::begin()?;
-        let (start, before) = (day.peak, proc::written(day.agent)?);
-        let begun = Instant::now();
-        let sent = block_on(day.pass(changes, checkpoints))?;
-        let took = begun.elapsed();
-        let after = proc::written(day.agent)?;
-        let end = day.look();
-        let (to_disk, by_calls) = (
-            after.to_disk - before.to_disk,
-            after.by_calls - before.by_calls,
-        );
-        say(format_args!(
-            "{changes} changes in {:.0} s: {sent} bytes sent, {to_disk} to the disk, {by_calls} \
+    let mut day = Day::begin()?;
+    let (start, before) = (day.peak, proc::written(day.agent)?);
+    let begun = Instant::now();
+    let sent = block_on(day.pass(changes, checkpoints))?;
+    let took = begun.elapsed();
+    let after = proc::written(day.agent)?;
+    let end = day.look();
+    let (to_disk, by_calls) = (
+        after.to_disk - before.to_disk,
+        after.by_calls - before.by_calls,
+    );
+    say(format_args!(
+        "{changes} changes in {:.0} s: {sent} bytes sent, {to_disk} to the disk, {by_calls} \
              by calls of write",
-            took.as_secs_f64()
-        ));
-        let counted = if to_disk == 0 {
-            say("this file system does not count what goes to a disk: calls of write count");
-            by_calls
-        } else {
-            to_disk
-        };
-        let mib = |bytes: u64| cast::mib(bytes / 1024);
-        let report = |what: &str, figure: f64| {
-            bench.report(&format!("growth.{what}{case}"), &[figure], None);
-        };
-        report(
-            "write_amplification",
-            cast::figure(counted) / cast::figure(sent),
-        );
-        if !checkpoints {
-            report("disk_mib_start", mib(start));
-        }
-        report("disk_mib_end", mib(end));
-        report("disk_mib_peak", mib(day.peak));
+        took.as_secs_f64()
+    ));
+    let counted = if to_disk == 0 {
+        say("this file system does not count what goes to a disk: calls of write count");
+        by_calls
+    } else {
+        to_disk
+    };
+    let mib = |bytes: u64| cast::mib(bytes / 1024);
+    let report = |what: &str, figure: f64| {
+        bench.report(&format!("growth.{what}{case}"), &[figure], None);
+    };
+    report(
+        "write_amplification",
+        cast::figure(counted) / cast::figure(sent),
+    );
+    if !checkpoints {
+        report("disk_mib_start", mib(start));
     }
+    report("disk_mib_end", mib(end));
+    report("disk_mib_peak", mib(day.peak));
     Ok(())
 }
 
