@@ -24,6 +24,7 @@ mod orchestra;
 mod proc;
 mod relay;
 mod report;
+mod slowdisk;
 mod stage;
 mod wrk;
 

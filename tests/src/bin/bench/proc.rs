@@ -1,12 +1,14 @@
 //! What the kernel knows of a process: memory, CPU time, children.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{cast, figures};
 
+/// Unit of `st_blocks`.
+const BLOCK: u64 = 512;
 /// Looks that must agree before memory counts as settled, one per second.
 const LOOKS: usize = 5;
 /// They agree when they are within this part of each other.
@@ -57,6 +59,46 @@ pub(crate) fn settled_pss_mib(pid: u32) -> Result<Vec<f64>> {
         }
         pause(Duration::from_secs(1));
     }
+}
+
+/// Bytes that a process wrote so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Pages that it had written to a disk; 0 where the file system does not count them (tmpfs).
+    pub(crate) to_disk: u64,
+    /// What it gave to `write` and its kin: files, pipes, wake-ups; not what sockets send.
+    pub(crate) by_calls: u64,
+}
+
+/// What a process wrote so far, with all of its threads.
+pub(crate) fn written(pid: u32) -> Result<Written> {
+    let path = format!("/proc/{pid}/io");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let number = |name: &str| {
+        let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+        let value = fields.find(|(field, _)| *field == name)?.1;
+        value.trim().parse().ok()
+    };
+    Ok(Written {
+        to_disk: number("write_bytes").context("no write_bytes")?,
+        by_calls: number("wchar").context("no wchar")?,
+    })
+}
+
+/// What the files below a directory take on the disk, in bytes.
+pub(crate) fn disk_usage(dir: &Path) -> u64 {
+    // What goes while we look takes nothing.
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        let own = metadata.blocks() * BLOCK;
+        let below = match metadata.is_dir() {
+            true => disk_usage(&entry.path()),
+            false => 0,
+        };
+        Some(own + below)
+    });
+    sizes.sum()
 }
 
 /// Lets time pass: a measurement's window, not a synchronisation.
@@ -135,6 +177,13 @@ mod tests {
         assert!(cpu(pid).is_ok());
         assert!(status(pid, "Threads").is_some_and(|threads| threads >= 1));
         assert!(children(std::os::unix::process::parent_id()).contains(&pid));
+        let before = written(std::process::id()).map(|written| written.by_calls);
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("sub")).expect("a directory");
+        fs::write(dir.path().join("sub/file"), [1; 100_000]).expect("a file");
+        let after = written(std::process::id()).map(|written| written.by_calls);
+        assert!(after.expect("io") >= before.expect("io") + 100_000);
+        assert!((100_000..1_000_000).contains(&disk_usage(dir.path())));
         assert_eq!(field("Pss:      12 kB"), Some(("Pss".to_owned(), 12)));
         assert_eq!(field("VmFlags: rd wr"), None);
     }

@@ -1,4 +1,5 @@
-//! `wrk` as the load generator, nginx as the peer that answers a constant: both from Debian.
+//! `wrk` as the load generator, nginx as the peer that answers a constant: both from Debian. And
+//! `wasmtime serve`, the peer that does it with a component.
 
 use std::{
     path::Path,
@@ -8,6 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use hop3_tests::{Daemon, within};
+
+use crate::report::say;
+
+/// A component that answers `hello` to every request: `wasi:http/incoming-handler`.
+const HELLO: &str = include_str!("hello.wat");
 
 /// What one run saw.
 #[derive(Debug, PartialEq)]
@@ -126,9 +132,56 @@ pub(crate) fn nginx(dir: &Path, cert: &Path, key: &Path) -> Result<(Daemon, Stri
     Ok((daemon, format!("https://127.0.0.1:{port}/")))
 }
 
+/// Starts `wasmtime serve`, found by `HOP3_BENCH_WASMTIME`, with [`HELLO`]. It speaks plain HTTP
+/// only. `None` without it.
+pub(crate) fn wasmtime_serve(dir: &Path) -> Result<Option<(Daemon, String)>> {
+    let Some(program) = std::env::var_os("HOP3_BENCH_WASMTIME") else {
+        say("HOP3_BENCH_WASMTIME is not set: `wasmtime serve` is not run beside it");
+        return Ok(None);
+    };
+    let component = dir.join("hello.wasm");
+    std::fs::write(&component, wat::parse_str(HELLO)?)?;
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut command = Command::new(program);
+    command
+        .args(["serve", "--addr", &address.to_string()])
+        .arg(&component);
+    let log = dir.join("wasmtime.out");
+    let mut daemon = Daemon::start(command, &log);
+    let answer = within(Duration::from_secs(30), "wasmtime serve answers", || {
+        ask(address).ok().or_else(|| {
+            let ended = daemon.ended()?;
+            Some(format!("it ended, {ended}: {}", daemon.log()))
+        })
+    });
+    anyhow::ensure!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nhello"),
+        "wasmtime serve: {answer}"
+    );
+    Ok(Some((daemon, format!("http://{address}/"))))
+}
+
+/// One plain HTTP request; the whole answer.
+fn ask(address: std::net::SocketAddr) -> std::io::Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut socket = std::net::TcpStream::connect(address)?;
+    write!(
+        socket,
+        "GET / HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_peer_s_component_is_well_formed() {
+        assert!(wat::parse_str(HELLO).is_ok_and(|bytes| bytes.starts_with(b"\0asm\x0d")));
+    }
 
     #[test]
     fn what_wrk_prints_is_understood() {

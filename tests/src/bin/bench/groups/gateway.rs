@@ -1,5 +1,6 @@
 //! Requests through the gateway: wrk → HTTPS → coordinator → QUIC → agent → a service's instance,
-//! and back; beside it nginx with TLS answering the same constant by itself, in turns.
+//! and back; beside it nginx with TLS answering the same constant by itself, in turns, and, where
+//! it is there, `wasmtime serve` answering it with a component.
 
 use std::{process::Command, time::Duration};
 
@@ -7,7 +8,10 @@ use anyhow::{Context as _, Result};
 use hop3_tests::Mesh;
 
 use super::services::{apply, push};
-use crate::{report::Bench, stage, wrk};
+use crate::{
+    report::{Bench, say},
+    stage, wrk,
+};
 
 /// Figures of one load, run after run.
 #[derive(Default)]
@@ -36,20 +40,32 @@ pub(super) fn run(bench: &Bench) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (cert, key) = certificate(&mesh, dir.path())?;
     let (_nginx, peer) = wrk::nginx(dir.path(), &cert, &key)?;
+    // Our own figures do not depend on it.
+    let wasmtime = wrk::wasmtime_serve(dir.path()).unwrap_or_else(|error| {
+        say(format_args!("measured without it: {error:#}"));
+        None
+    });
     let (url, token) = (format!("{}/hello/", mesh.gateway), mesh.token());
     let window = Duration::from_secs(bench.pick(2, 8));
     for connections in [1, 64, 512] {
-        let (mut ours, mut nginx) = (Runs::default(), Runs::default());
+        let (mut ours, mut nginx, mut served) = (Runs::default(), Runs::default(), Runs::default());
         for _ in 0..bench.pick(1, 5) {
             wrk::run(&url, Some(&token), connections, Duration::from_secs(1))?;
             ours.add(&wrk::run(&url, Some(&token), connections, window)?)?;
             nginx.add(&wrk::run(&peer, None, connections, window)?)?;
+            if let Some((_, url)) = &wasmtime {
+                served.add(&wrk::run(url, None, connections, window)?)?;
+            }
         }
         let median = |runs: &[f64]| Some(crate::figures::median(runs));
         let name = |what: &str| format!("gateway.{what}.{connections}");
         bench.report(&name("p50_ms"), &ours.p50_ms, median(&nginx.p50_ms));
         bench.report(&name("p99_ms"), &ours.p99_ms, median(&nginx.p99_ms));
         bench.report(&name("per_s"), &ours.per_s, median(&nginx.per_s));
+        // Nothing without it: the median of no runs is not reported.
+        bench.report(&name("wasmtime_serve_p50_ms"), &served.p50_ms, None);
+        bench.report(&name("wasmtime_serve_p99_ms"), &served.p99_ms, None);
+        bench.report(&name("wasmtime_serve_per_s"), &served.per_s, None);
     }
     // The answer of a changing request waits for the disk.
     let url = format!("{}/counters/bench/add?n=1", mesh.gateway);

@@ -9,11 +9,13 @@ mod coordinator;
 mod durability;
 mod enroll;
 mod gateway;
+mod growth;
 mod idle;
 mod invoke;
 mod moves;
 mod onnx;
 mod proof;
+mod recovery;
 mod reports;
 mod services;
 mod task;
@@ -120,6 +122,31 @@ pub(crate) const ALL: &[Group] = &[
         name: "durability",
         metrics: &["commit.", "failover.", "offline_boot."],
         run: durability::run,
+    },
+    Group {
+        name: "growth",
+        metrics: &[
+            "growth.write_amplification",
+            "growth.disk_mib_start",
+            "growth.disk_mib_end",
+            "growth.disk_mib_peak",
+        ],
+        run: growth::run,
+    },
+    // Apart: on a slow disk each takes a quarter of an hour.
+    Group {
+        name: "growth_minutes",
+        metrics: &[
+            "growth.write_amplification.minutes",
+            "growth.disk_mib_end.minutes",
+            "growth.disk_mib_peak.minutes",
+        ],
+        run: growth::run_minutes,
+    },
+    Group {
+        name: "recovery",
+        metrics: &["recovery."],
+        run: recovery::run,
     },
     Group {
         name: "proof",
