@@ -47,6 +47,8 @@ pub enum Purpose {
     ServiceLog,
     /// Frames of a coordinator's replicas of them.
     Replica,
+    /// An agent's ledger file.
+    Ledger,
 }
 
 impl Purpose {
@@ -61,6 +63,7 @@ impl Purpose {
             Self::MeshReset => "hop3 2026 mesh reset v1",
             Self::ServiceLog => "hop3 2026 service log v1",
             Self::Replica => "hop3 2026 service replica v1",
+            Self::Ledger => "hop3 2026 agent ledger v1",
         }
     }
 }

@@ -35,8 +35,8 @@ mod local;
 mod memory;
 mod meta;
 mod plan;
-#[cfg(test)]
-pub(crate) mod powercut;
+#[cfg(any(test, feature = "powercut"))]
+pub mod powercut;
 mod record;
 mod scan;
 mod snapshot;
