@@ -20,6 +20,7 @@
 //! here.
 
 pub mod ab;
+pub mod backup;
 pub mod changelog;
 pub mod crypt;
 pub mod disk;
