@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use hop3_common::chunks::{self, BlobStore};
+use hop3_common::{
+    chunks::{self, BlobStore},
+    store::disk::OsDisk,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -19,7 +22,10 @@ use crate::{
     identity::{self, Clock, DataDir, Member},
     services::{kept::Kept, local, outgoing::Outgoing},
     session::{self, Session},
-    supervisor::{Executor, Supervisor},
+    supervisor::{
+        Executor, Supervisor,
+        ledger::{self, Ledger},
+    },
     telemetry::{self, Lag, Own, Sampler, Telemetry},
 };
 
@@ -35,6 +41,9 @@ pub enum Error {
     /// The store is broken; a restart recovers it.
     #[error("the agent's store: {0}")]
     Store(#[from] hop3_common::store::Error),
+    /// What this node owns.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
     /// The blobs.
     #[error("the agent's blobs: {0}")]
     Blobs(#[from] chunks::Error),
@@ -105,7 +114,8 @@ pub async fn run_until(
         outgoing,
         memory_bytes,
     )?;
-    let (supervisor, handle) = Supervisor::open(data.store.clone()).await?;
+    let ledger = Ledger::open(Arc::new(OsDisk), &data.path, &data.master)?;
+    let (supervisor, handle) = Supervisor::open(data.store.clone(), ledger).await?;
     exec.connect(handle.clone());
     exec.services().sweep(&supervisor.held()).await?;
     tracing::info!(node = %member.node, version = VERSION, "agent started");

@@ -1,9 +1,14 @@
 //! `hop3-coordinator`: the control plane's daemon.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hop3_common::store::{MasterKey, backup};
 use hop3_coordinator::{
     config::{self, Config, Raw},
     server,
@@ -31,6 +36,10 @@ enum Command {
     Run(Run),
     /// Say where the admin token is, or make a new one.
     Token(Token),
+    /// Write all state of a stopped coordinator into one sealed file.
+    Backup(Backup),
+    /// Make the data directory that a backup was made of.
+    Restore(Restore),
 }
 
 #[derive(Debug, Args)]
@@ -90,6 +99,31 @@ enum TokenCommand {
     Reset,
 }
 
+#[derive(Debug, Args)]
+struct Backup {
+    #[command(flatten)]
+    settings: Flags,
+    /// Where to write it; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The key to seal it with; made if it is not there. Keep it apart from the backup: whoever
+    /// has both has the mesh.
+    #[arg(long, value_name = "FILE")]
+    backup_key: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Restore {
+    #[command(flatten)]
+    settings: Flags,
+    /// The backup.
+    #[arg(long = "in", value_name = "FILE")]
+    input: PathBuf,
+    /// The key that it was sealed with.
+    #[arg(long, value_name = "FILE")]
+    backup_key: PathBuf,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogFormat {
     Text,
@@ -101,6 +135,8 @@ fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Run(flags) => run(flags),
         Command::Token(flags) => token(flags),
+        Command::Backup(flags) => backup(flags),
+        Command::Restore(flags) => restore(flags),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -160,12 +196,70 @@ fn on_signal(shutdown: CancellationToken) -> Result<impl Future<Output = ()>> {
     })
 }
 
-fn token(flags: Token) -> Result<()> {
-    let raw = Raw {
-        data_dir: flags.settings.data_dir,
-        ..Raw::default()
+impl Flags {
+    fn load(self) -> Result<Config> {
+        let raw = Raw {
+            data_dir: self.data_dir,
+            ..Raw::default()
+        };
+        Ok(config::load(self.config.as_deref(), raw)?)
+    }
+}
+
+fn backup(flags: Backup) -> Result<()> {
+    let config = flags.settings.load()?;
+    let dir = std::path::absolute(&config.data_dir)?;
+    anyhow::ensure!(
+        dir.join("store").is_dir(),
+        backup::Error::Absent { path: dir }
+    );
+    let outside =
+        |path: &Path| Ok::<_, std::io::Error>(!std::path::absolute(path)?.starts_with(&dir));
+    anyhow::ensure!(
+        outside(&flags.backup_key)? && outside(&flags.out)?,
+        "keep backup and backup key outside of {}",
+        dir.display()
+    );
+    let to_stdout = flags.out == Path::new("-");
+    anyhow::ensure!(
+        !to_stdout || !std::io::stdout().is_terminal(),
+        "standard output is a terminal: redirect it, or name a file with --out"
+    );
+    let seal = MasterKey::load_or_create(&flags.backup_key)?;
+    let owner = backup::Owner::Coordinator;
+    let made = if to_stdout {
+        let out = std::io::stdout().lock();
+        backup::write(owner, &dir, &config.key_file, &seal, out)?.0
+    } else {
+        backup::to_file(&flags.out, |out| {
+            backup::write(owner, &dir, &config.key_file, &seal, out)
+        })?
     };
-    let config: Config = config::load(flags.settings.config.as_deref(), raw)?;
+    tell("backed up", made);
+    Ok(())
+}
+
+fn restore(flags: Restore) -> Result<()> {
+    let config = flags.settings.load()?;
+    let [dir, key_file] = [&config.data_dir, &config.key_file].map(std::path::absolute);
+    let seal = MasterKey::from_file(&flags.backup_key)?;
+    let owner = backup::Owner::Coordinator;
+    let restored = backup::restore(owner, &flags.input, &seal, &dir?, &key_file?)?;
+    tell("restored", restored);
+    Ok(())
+}
+
+fn tell(what: &str, summary: backup::Summary) {
+    let backup::Summary {
+        records,
+        files,
+        bytes,
+    } = summary;
+    eprintln!("{what}: {records} records, {files} files with {bytes} bytes, and the keys");
+}
+
+fn token(flags: Token) -> Result<()> {
+    let config = flags.settings.load()?;
     let path = match flags.command {
         Some(TokenCommand::Reset) => runtime()?.block_on(server::reset(&config))?,
         None => {

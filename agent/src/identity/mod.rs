@@ -4,6 +4,7 @@
 //! <data-dir>/            0700
 //!   master.key           0600: the key of everything below
 //!   store/               records: identity, clock, instances, outbox
+//!   ledger.a, ledger.b   who owned what, kept a second time
 //!   blobs/               artifacts and results
 //!   code/                compiled modules
 //! ```

@@ -82,6 +82,22 @@ impl Instance {
         self.ledger.epoch_max <= self.ledger.sealed_epoch
     }
 
+    /// A newer epoch was assigned, and its assignment was lost: this one must not run.
+    fn is_deposed(&self) -> bool {
+        self.assignment.epoch < self.ledger.epoch_max
+    }
+
+    /// The newest run of what is held, for the coordinator.
+    fn held(&self) -> Token {
+        if !self.is_deposed() {
+            return self.token();
+        }
+        Token {
+            epoch: self.assignment.epoch,
+            incarnation: Incarnation(0),
+        }
+    }
+
     /// Whether a second run must never begin once one has.
     fn runs_once(&self) -> bool {
         matches!(&self.assignment.work, Work::Task(task) if task.retry == Retry::Never)
@@ -109,6 +125,21 @@ pub enum Stored {
         /// When, relative to others.
         order: u64,
     },
+}
+
+impl Stored {
+    /// Its ownership.
+    #[must_use]
+    pub fn ledger(&self) -> LedgerEntry {
+        let (Self::Held { ledger, .. } | Self::Tombstone { ledger, .. }) = self;
+        *ledger
+    }
+
+    /// Its ownership.
+    pub fn ledger_mut(&mut self) -> &mut LedgerEntry {
+        let (Self::Held { ledger, .. } | Self::Tombstone { ledger, .. }) = self;
+        ledger
+    }
 }
 
 /// What happens to the supervisor.
@@ -288,13 +319,16 @@ impl Core {
             }
         }
         core.forgotten.make_contiguous().sort();
+        let mut steps = Vec::new();
+        while let Some(erase) = core.too_many() {
+            steps.push(vec![erase]);
+        }
         let held: Vec<_> = core.instances.keys().cloned().collect();
-        let resume = |id: &InstanceId| {
+        steps.extend(held.iter().map(|id| {
             let mut actions = Vec::new();
             core.resume(id, now, &mut actions);
             actions
-        };
-        let steps = held.iter().map(resume).collect();
+        }));
         (core, steps)
     }
 
@@ -303,6 +337,11 @@ impl Core {
         let Some(instance) = self.instances.get_mut(id) else {
             return;
         };
+        if instance.is_deposed() {
+            // It waits for its assignment, or to be forgotten.
+            (instance.phase, instance.outcome) = (Phase::Accepted, None);
+            return;
+        }
         if let Some(outcome) = instance.outcome.take() {
             if outcome.reported {
                 instance.outcome = Some(outcome);
@@ -324,7 +363,7 @@ impl Core {
     pub fn inventory(&self) -> Vec<Held> {
         let held = |(id, i): (&InstanceId, &Instance)| Held {
             instance: id.clone(),
-            token: i.token(),
+            token: i.held(),
             phase: i.phase,
         };
         self.instances.iter().map(held).collect()
@@ -339,6 +378,16 @@ impl Core {
     /// The instances held.
     pub fn instances(&self) -> impl Iterator<Item = (&InstanceId, &Instance)> {
         self.instances.iter()
+    }
+
+    /// The ownership of everything that is held or remembered.
+    pub fn ledger(&self) -> impl Iterator<Item = (&InstanceId, LedgerEntry)> {
+        let held = self.instances.iter().map(|(id, i)| (id, i.ledger));
+        let buried = self
+            .tombstones
+            .iter()
+            .map(|(id, (ledger, _))| (id, *ledger));
+        held.chain(buried)
     }
 
     /// What to store of an instance; `None` if nothing is known of it.
@@ -381,14 +430,17 @@ impl Core {
 
     fn assign(&mut self, assignment: Assignment, now: UnixMs, actions: &mut Vec<Action>) {
         let id = assignment.instance.clone();
-        let known = self.instances.get(&id).map(|i| (i.ledger, i.live));
+        let known = self.instances.get(&id);
+        let held = known.map(|i| i.assignment.epoch);
+        let known = known.map(|i| (i.ledger, i.live));
         let buried = self.tombstones.get(&id).map(|(ledger, _)| *ledger);
         let before = known
             .map(|(ledger, _)| ledger)
             .or(buried)
             .unwrap_or_default();
         let epoch = assignment.epoch;
-        if epoch <= before.sealed_epoch || epoch <= before.epoch_max {
+        // The newest epoch is taken once more if its assignment was lost.
+        if epoch <= before.sealed_epoch || held.is_some_and(|held| held >= epoch) {
             return;
         }
         let Ok(ledger) = before.assign(epoch) else {
@@ -683,12 +735,17 @@ impl Core {
         self.tombstones.insert(id.clone(), (ledger, order));
         self.forgotten.push_back((order, id.clone()));
         actions.push(Action::Persist(id.clone()));
-        if self.forgotten.len() > TOMBSTONES_MAX
-            && let Some((_, oldest)) = self.forgotten.pop_front()
-        {
-            self.tombstones.remove(&oldest);
-            actions.push(Action::Erase(oldest));
+        actions.extend(self.too_many());
+    }
+
+    /// Drops the oldest forgotten one, if there are too many.
+    fn too_many(&mut self) -> Option<Action> {
+        if self.forgotten.len() <= TOMBSTONES_MAX {
+            return None;
         }
+        let (_, oldest) = self.forgotten.pop_front()?;
+        self.tombstones.remove(&oldest);
+        Some(Action::Erase(oldest))
     }
 
     fn exhume(&mut self, id: &InstanceId) {

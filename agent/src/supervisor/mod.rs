@@ -1,12 +1,14 @@
 //! The instances of this node: the shell around [`core`].
 //!
 //! One actor takes commands in order, in batches: step, make everything of the batch durable in
-//! one commit, then act. Nothing acts on what is not durable. A disk that is full is waited for; a
-//! store that is broken ends the agent, which recovers when it is started again.
+//! one commit and, if ownership changed, one write of the [`ledger`], then act. Nothing acts on
+//! what is not durable in both. A disk that is full is waited for; a store that is broken ends the
+//! agent, which recovers when it is started again.
 //!
 //! Limits: [`COMMANDS_MAX`] commands wait; a commit takes at most [`BATCH_BYTES`] bytes.
 
 pub mod core;
+pub mod ledger;
 mod records;
 
 use std::{
@@ -24,7 +26,8 @@ use hop3_common::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{
-    core::{Action, Core, Input, Progress},
+    core::{Action, Core, Input, Progress, Stored},
+    ledger::Ledger,
     records::Changes,
 };
 use crate::session::outbox::{Diverged, Outbox, OutboxId};
@@ -188,6 +191,7 @@ fn lock(outbox: &Mutex<Outbox>) -> std::sync::MutexGuard<'_, Outbox> {
 /// The actor.
 pub struct Supervisor {
     store: Arc<dyn MetaStore>,
+    ledger: Ledger,
     core: Core,
     /// Parts stored of each assignment.
     parts: BTreeMap<InstanceId, u16>,
@@ -201,19 +205,31 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Recovers what the store holds. Nothing starts before [`Supervisor::run`].
+    /// Recovers what the store and the ledger hold. Nothing starts before [`Supervisor::run`].
     ///
     /// # Errors
     /// The store's.
-    pub async fn open(store: Arc<dyn MetaStore>) -> Result<(Self, Handle), store::Error> {
-        let stored = records::load(&*store).await?;
+    pub async fn open(
+        store: Arc<dyn MetaStore>,
+        mut ledger: Ledger,
+    ) -> Result<(Self, Handle), store::Error> {
+        let mut stored = records::load(&*store).await?;
+        let behind = ledger.join(&mut stored);
         let outbox = records::load_outbox(&*store, rand::random()).await?;
         let parts = stored
             .iter()
             .map(|(id, _, parts)| (id.clone(), *parts))
             .collect();
         let stored = stored.into_iter().map(|(id, stored, _)| (id, stored));
-        let (core, pending) = Core::restore(stored, UnixMs::now());
+        let (core, steps) = Core::restore(stored, UnixMs::now());
+        // The store first, so that it is never behind the file.
+        let mended = behind.into_iter().map(|id| vec![Action::Persist(id)]);
+        let pending = mended.chain(steps).collect();
+        ledger.replace(
+            core.ledger()
+                .map(|(id, entry)| (id.clone(), entry))
+                .collect(),
+        );
         let removed = outbox.acked();
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let outbox = Arc::new(Mutex::new(outbox));
@@ -225,6 +241,7 @@ impl Supervisor {
         };
         let supervisor = Self {
             store,
+            ledger,
             core,
             parts,
             outbox,
@@ -307,11 +324,12 @@ impl Supervisor {
                 self.collect(action, &mut changes, &mut reports, &mut acts)?;
             }
             if changes.len() >= BATCH_CHANGES || changes.bytes() >= BATCH_BYTES {
-                self.commit(std::mem::take(&mut changes), &mut reports)
-                    .await?;
+                self.commit(std::mem::take(&mut changes)).await?;
             }
         }
-        self.commit(changes, &mut reports).await?;
+        self.commit(changes).await?;
+        self.write_ledger().await?;
+        self.publish(reports);
         for act in acts {
             perform(act, executor);
         }
@@ -333,6 +351,8 @@ impl Supervisor {
             Action::Persist(id) | Action::Erase(id) => {
                 let before = self.parts.get(&id).copied().unwrap_or(0);
                 let stored = self.core.stored(&id);
+                let entry = stored.as_ref().map(Stored::ledger);
+                self.ledger.note(&id, entry);
                 // An assignment changes only with a new epoch, before any run of it begins.
                 let anew = before == 0
                     || self
@@ -359,36 +379,38 @@ impl Supervisor {
         Ok(())
     }
 
-    async fn commit(
-        &mut self,
-        changes: Changes,
-        reports: &mut Vec<Report>,
-    ) -> Result<(), store::Error> {
-        if !changes.is_empty() {
-            self.commit_txn(changes).await?;
+    /// Shows the session what is durable.
+    fn publish(&self, reports: Vec<Report>) {
+        if reports.is_empty() {
+            return;
         }
-        if !reports.is_empty() {
-            let mut outbox = lock(&self.outbox);
-            for report in reports.drain(..) {
-                log_report(&report);
-                outbox.push(report);
-            }
-            drop(outbox);
-            self.reports.notify_one();
+        let mut outbox = lock(&self.outbox);
+        for report in reports {
+            log_report(&report);
+            outbox.push(report);
         }
-        Ok(())
+        drop(outbox);
+        self.reports.notify_one();
     }
 
-    async fn commit_txn(&self, changes: Changes) -> Result<(), store::Error> {
+    async fn commit(&self, changes: Changes) -> Result<(), store::Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
         let txn = changes.into_txn();
         loop {
             match self.store.commit(txn.clone()).await {
                 Ok(_durable) => return Ok(()),
-                Err(error) if error.retryable() => {
-                    tracing::error!(%error, "the supervisor waits for the disk");
-                    tokio::time::sleep(DISK_RETRY).await;
-                }
-                Err(error) => return Err(error),
+                Err(error) => wait_for_disk(error).await?,
+            }
+        }
+    }
+
+    async fn write_ledger(&mut self) -> Result<(), store::Error> {
+        loop {
+            match self.ledger.write().await {
+                Ok(()) => return Ok(()),
+                Err(error) => wait_for_disk(error).await?,
             }
         }
     }
@@ -423,7 +445,7 @@ impl Supervisor {
                 changes.drop_report(seq)?;
             }
             changes.acked(id, upto)?;
-            self.commit_txn(changes).await?;
+            self.commit(changes).await?;
             self.removed = upto;
         }
         Ok(())
@@ -443,21 +465,31 @@ impl Supervisor {
         for part in seqs.chunks(ACKS_PER_COMMIT as usize) {
             let mut changes = Changes::default();
             part.iter().try_for_each(|seq| changes.drop_report(*seq))?;
-            self.commit_txn(changes).await?;
+            self.commit(changes).await?;
         }
         let mut changes = Changes::default();
         changes.acked(id, 0)?;
         for (seq, report) in new.reports() {
             changes.report(seq, report)?;
             if changes.len() >= BATCH_CHANGES || changes.bytes() >= BATCH_BYTES {
-                self.commit_txn(std::mem::take(&mut changes)).await?;
+                self.commit(std::mem::take(&mut changes)).await?;
             }
         }
-        self.commit_txn(changes).await?;
+        self.commit(changes).await?;
         self.removed = 0;
         *lock(&self.outbox) = new;
         Ok(())
     }
+}
+
+/// Gives back what no waiting mends.
+async fn wait_for_disk(error: store::Error) -> Result<(), store::Error> {
+    if !error.retryable() {
+        return Err(error);
+    }
+    tracing::error!(%error, "the supervisor waits for the disk");
+    tokio::time::sleep(DISK_RETRY).await;
+    Ok(())
 }
 
 /// What one round does.
@@ -542,5 +574,9 @@ fn log_report(report: &Report) {
     }
 }
 
+#[cfg(test)]
+mod ledger_tests;
+#[cfg(test)]
+mod power_tests;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! What the supervisor stores: a ledger record per instance, its assignment in parts, and the
-//! outbox. One transaction per step, so that a record and its report appear together.
+//! outbox. One transaction per step, so that a record and its report appear together. The facts of
+//! ownership are in the [`super::ledger`] too.
 
 use std::{collections::BTreeMap, sync::Arc};
 

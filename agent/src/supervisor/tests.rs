@@ -2,7 +2,7 @@
 use hop3_common::{
     ownership::Epoch,
     spec::{Limits, Retry},
-    store::MemoryStore,
+    store::{MasterKey, MemoryStore, powercut::SimDisk},
     wire::{Event, TaskWork},
 };
 
@@ -10,7 +10,7 @@ use super::*;
 
 /// Notes what it is told.
 #[derive(Default)]
-struct Notes(Mutex<Vec<String>>);
+pub(super) struct Notes(Mutex<Vec<String>>);
 
 impl Notes {
     fn note(&self, what: &str, instance: &InstanceId, token: Token) {
@@ -18,6 +18,13 @@ impl Notes {
             .lock()
             .unwrap()
             .push(format!("{what} {instance} {token}"));
+    }
+
+    /// What `what` was told, in order.
+    pub(super) fn of(&self, what: &str) -> Vec<String> {
+        let notes = self.0.lock().unwrap();
+        let of = |note: &String| note.strip_prefix(what).map(|rest| rest.trim().to_owned());
+        notes.iter().filter_map(of).collect()
     }
 
     async fn until(&self, what: &str) {
@@ -80,8 +87,19 @@ fn assignment(args: Vec<String>) -> Input {
     }))
 }
 
+pub(super) fn ledger(disk: &SimDisk) -> Result<Ledger, ledger::Error> {
+    let disk = Arc::new(disk.clone());
+    let key = MasterKey::from_bytes([1; 32]);
+    Ledger::open(disk, std::path::Path::new("/sim"), &key)
+}
+
 async fn open(store: &Arc<dyn MetaStore>) -> (Handle, Arc<Notes>) {
-    let (supervisor, handle) = Supervisor::open(store.clone()).await.unwrap();
+    open_with(store, &SimDisk::default()).await
+}
+
+pub(super) async fn open_with(store: &Arc<dyn MetaStore>, disk: &SimDisk) -> (Handle, Arc<Notes>) {
+    let ledger = ledger(disk).unwrap();
+    let (supervisor, handle) = Supervisor::open(store.clone(), ledger).await.unwrap();
     let notes = Arc::new(Notes::default());
     tokio::spawn(supervisor.run(notes.clone()));
     (handle, notes)

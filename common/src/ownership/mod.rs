@@ -216,6 +216,22 @@ impl LedgerEntry {
         ))
     }
 
+    /// What is known when two memories of the same node speak: the later fact of each. Facts only
+    /// grow, so nothing that either of them forbids is allowed.
+    #[must_use]
+    pub fn join(self, other: Self) -> Self {
+        let run = |entry: Self| Token {
+            epoch: entry.epoch_max,
+            incarnation: entry.incarnation,
+        };
+        let newest = run(self).max(run(other));
+        Self {
+            epoch_max: newest.epoch,
+            sealed_epoch: self.sealed_epoch.max(other.sealed_epoch),
+            incarnation: newest.incarnation,
+        }
+    }
+
     /// The entry after giving up everything up to `epoch`.
     #[must_use]
     pub fn seal(self, epoch: Epoch) -> Self {
@@ -274,6 +290,26 @@ mod tests {
                         last = token;
                         entry = next;
                     }
+                }
+            }
+        }
+
+        /// Whatever two memories forbid, their join forbids, in either order.
+        #[test]
+        fn a_join_forgets_nothing(facts in prop::array::uniform2((0u64..4, 0u64..4, 0u64..4))) {
+            let [a, b] = facts.map(|(epoch, sealed, incarnation)| LedgerEntry {
+                epoch_max: Epoch(epoch),
+                sealed_epoch: Epoch(sealed),
+                incarnation: Incarnation(incarnation),
+            });
+            let joined = a.join(b);
+            prop_assert_eq!(joined, b.join(a));
+            prop_assert_eq!(joined.join(a), joined);
+            for one in [a, b] {
+                prop_assert!(joined.epoch_max >= one.epoch_max);
+                prop_assert!(joined.sealed_epoch >= one.sealed_epoch);
+                if let (Ok((_, next)), Ok((_, theirs))) = (joined.begin(), one.begin()) {
+                    prop_assert!(next >= theirs, "{next} before {theirs}");
                 }
             }
         }

@@ -49,6 +49,10 @@ pub enum Purpose {
     Replica,
     /// Fingerprints of inputs that may be what kills an agent.
     Suspects,
+    /// An agent's ledger file.
+    Ledger,
+    /// Frames of a backup, under its own key.
+    Backup,
 }
 
 impl Purpose {
@@ -64,6 +68,8 @@ impl Purpose {
             Self::ServiceLog => "hop3 2026 service log v1",
             Self::Replica => "hop3 2026 service replica v1",
             Self::Suspects => "hop3 2026 suspect inputs v1",
+            Self::Ledger => "hop3 2026 agent ledger v1",
+            Self::Backup => "hop3 2026 backup v1",
         }
     }
 }

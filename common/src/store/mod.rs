@@ -20,6 +20,7 @@
 //! here.
 
 pub mod ab;
+pub mod backup;
 pub mod changelog;
 pub mod crypt;
 pub mod disk;
@@ -35,8 +36,8 @@ mod local;
 mod memory;
 mod meta;
 mod plan;
-#[cfg(test)]
-pub(crate) mod powercut;
+#[cfg(any(test, feature = "powercut"))]
+pub mod powercut;
 mod record;
 mod scan;
 mod snapshot;

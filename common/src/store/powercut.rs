@@ -27,12 +27,12 @@ use std::{
 
 use super::disk::{Disk, DiskFile, Info, parent};
 use image::{Change, NameChange};
-pub(crate) use image::{Cut, Rng};
-pub(crate) use report::{Report, is_long, seed};
+pub use image::{Cut, Rng};
+pub use report::{Report, is_long, seed};
 
 /// What goes wrong at an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// It fails and does nothing.
     Error(io::ErrorKind),
     /// It fails; half of what was to be written is there.
@@ -71,7 +71,7 @@ struct Sim {
 
 /// The disk. Clones are the same disk.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SimDisk(Arc<Mutex<Sim>>);
+pub struct SimDisk(Arc<Mutex<Sim>>);
 
 #[derive(Debug)]
 struct SimFile {
@@ -163,51 +163,51 @@ impl SimDisk {
 
     /// Operations so far that change something or make it durable.
     #[must_use]
-    pub(crate) fn operations(&self) -> usize {
+    pub fn operations(&self) -> usize {
         self.with(|sim| sim.operations)
     }
 
     /// Syncs of files so far that succeeded.
     #[must_use]
-    pub(crate) fn syncs(&self) -> usize {
+    pub fn syncs(&self) -> usize {
         self.with(|sim| sim.syncs)
     }
 
     /// How many operations were recorded: a position for [`SimDisk::cuts`].
     #[must_use]
-    pub(crate) fn recorded(&self) -> usize {
+    pub fn recorded(&self) -> usize {
         self.with(|sim| sim.events.len())
     }
 
     /// Has operation `at`, counted as by [`SimDisk::operations`], go wrong.
-    pub(crate) fn fail(&self, at: usize, fault: Fault) {
+    pub fn fail(&self, at: usize, fault: Fault) {
         self.with(|sim| sim.faults.insert(at, fault));
     }
 
     /// Forgets the faults that were set.
-    pub(crate) fn heal(&self) {
+    pub fn heal(&self) {
         self.with(|sim| sim.faults.clear());
     }
 
     /// Bytes that all files together may have; `None`: any.
-    pub(crate) fn set_space(&self, bytes: Option<u64>) {
+    pub fn set_space(&self, bytes: Option<u64>) {
         self.with(|sim| sim.space = bytes);
     }
 
     /// Bytes that all files together have.
     #[must_use]
-    pub(crate) fn used(&self) -> u64 {
+    pub fn used(&self) -> u64 {
         self.with(|sim| sim.used())
     }
 
     /// What a power cut now finds.
     #[must_use]
-    pub(crate) fn cut(&self) -> Cut {
+    pub fn cut(&self) -> Cut {
         self.with(|sim| sim.now.clone())
     }
 
     /// What a power cut finds after each recorded operation, from none on.
-    pub(crate) fn cuts(&self) -> impl Iterator<Item = (usize, Cut)> + use<> {
+    pub fn cuts(&self) -> impl Iterator<Item = (usize, Cut)> + use<> {
         let (start, events) = self.with(|sim| (sim.start.clone(), sim.events.clone()));
         let mut now = start.clone();
         let later = events.into_iter().enumerate().map(move |(n, event)| {
@@ -219,7 +219,7 @@ impl SimDisk {
 
     /// What a power cut finds after the first `recorded` operations.
     #[must_use]
-    pub(crate) fn cut_at(&self, recorded: usize) -> Cut {
+    pub fn cut_at(&self, recorded: usize) -> Cut {
         self.with(|sim| {
             let mut cut = sim.start.clone();
             let events = sim.events.iter().take(recorded);
@@ -231,18 +231,18 @@ impl SimDisk {
     /// The disk as the next process sees it when this one was killed: nothing is lost, and what
     /// was not durable still is not.
     #[must_use]
-    pub(crate) fn killed(&self) -> Self {
+    pub fn killed(&self) -> Self {
         Self::from_cut(self.cut())
     }
 
     /// The contents of a file as seen.
     #[must_use]
-    pub(crate) fn contents(&self, path: &Path) -> Option<Vec<u8>> {
+    pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         self.with(|sim| sim.find(path).ok().map(|id| sim.seen[id].clone()))
     }
 
     /// Replaces a file behind the back of whoever uses it, durably: damage.
-    pub(crate) fn plant(&self, path: &Path, bytes: &[u8]) {
+    pub fn plant(&self, path: &Path, bytes: &[u8]) {
         let id = self.create_id(path).unwrap();
         self.with(|sim| {
             let change = Change::Write(0, bytes.into());

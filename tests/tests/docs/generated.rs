@@ -63,7 +63,10 @@ pub(crate) fn daemons() -> String {
          What the options mean in a file: [config.md](config.md).\n",
     );
     for (program, verbs) in [
-        ("hop3-coordinator", &["run", "token", "token reset"][..]),
+        (
+            "hop3-coordinator",
+            &["run", "token", "token reset", "backup", "restore"][..],
+        ),
         ("hop3-agent", &["enroll", "run"][..]),
     ] {
         for verb in verbs {

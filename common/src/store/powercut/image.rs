@@ -15,17 +15,17 @@ const EVERY_CHANGES_MAX: usize = 4;
 
 /// A small seeded random source (splitmix64).
 #[derive(Debug, Clone)]
-pub(crate) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
     /// From a seed.
     #[must_use]
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// Any number.
-    pub(crate) fn number(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -34,12 +34,12 @@ impl Rng {
     }
 
     /// A number below `end`.
-    pub(crate) fn below(&mut self, end: usize) -> usize {
+    pub fn below(&mut self, end: usize) -> usize {
         (self.number() % end.max(1) as u64) as usize
     }
 
     /// True once in `n` times.
-    pub(crate) fn one_in(&mut self, n: usize) -> bool {
+    pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 }
@@ -180,7 +180,7 @@ enum Fate {
 
 /// A disk at the moment of a power cut: what is durable and what is not.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Cut {
+pub struct Cut {
     pub(super) files: Vec<File>,
     /// As seen.
     pub(super) names: BTreeMap<PathBuf, usize>,
@@ -221,20 +221,20 @@ impl Cut {
 
     /// The disk when nothing is left but what is durable.
     #[must_use]
-    pub(crate) fn dropped(&self) -> SimDisk {
+    pub fn dropped(&self) -> SimDisk {
         self.image(&mut |_| false, &mut |_| Fate::Dropped, &mut Rng::new(0))
     }
 
     /// The disk when everything got there.
     #[must_use]
-    pub(crate) fn kept(&self) -> SimDisk {
+    pub fn kept(&self) -> SimDisk {
         self.image(&mut |_| true, &mut |_| Fate::Kept, &mut Rng::new(0))
     }
 
     /// Different disks that the power cut may leave: every combination of whole changes when
     /// those are few, then random ones, torn and reordered, up to `max`.
     #[must_use]
-    pub(crate) fn images(&self, rng: &mut Rng, max: usize) -> Vec<SimDisk> {
+    pub fn images(&self, rng: &mut Rng, max: usize) -> Vec<SimDisk> {
         let mut known = HashSet::new();
         let mut images = Vec::new();
         let mut add = |image: SimDisk| {
@@ -272,7 +272,7 @@ impl Cut {
 
     /// One disk that the power cut may leave, at random.
     #[must_use]
-    pub(crate) fn random(&self, rng: &mut Rng) -> SimDisk {
+    pub fn random(&self, rng: &mut Rng) -> SimDisk {
         let (mut coins, mut fates) = (Rng::new(rng.number()), Rng::new(rng.number()));
         let all = fates.one_in(3).then(|| fates.one_in(2));
         let mut keep = |_| all.unwrap_or_else(|| coins.one_in(2));
@@ -359,7 +359,7 @@ impl Cut {
 impl SimDisk {
     /// A hash of names and contents.
     #[must_use]
-    pub(crate) fn fingerprint(&self) -> [u8; 32] {
+    pub fn fingerprint(&self) -> [u8; 32] {
         self.with(|sim| {
             let mut hasher = blake3::Hasher::new();
             for (path, id) in &sim.now.names {
