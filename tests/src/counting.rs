@@ -24,9 +24,14 @@ const PROGRESS: u64 = 20;
 
 /// Applies the `counters` service, with more lines of its spec, and waits until it is ready.
 pub fn deploy(mesh: &Mesh, spec: &str) {
+    deploy_as(mesh, "counters", spec);
+}
+
+/// The same, under another name.
+pub fn deploy_as(mesh: &Mesh, name: &str, spec: &str) {
     let path = guest("counters").display().to_string();
     mesh.hop3(&["artifact", "push", &path]).ok();
-    let manifest = format!("kind: Service\nname: counters\nspec:\n  module: counters\n  {spec}\n");
+    let manifest = format!("kind: Service\nname: {name}\nspec:\n  module: counters\n  {spec}\n");
     mesh.apply(&manifest).ok();
 }
 
@@ -63,12 +68,24 @@ impl Clients {
     /// of the test: nothing that happens may reach clients.
     #[must_use]
     pub fn start(mesh: &Mesh, service: &str, count: usize, patient: bool) -> Self {
+        Self::start_at(|| Web::new(mesh), service, "client", count, patient)
+    }
+
+    /// The same at another gateway, with keys of another `name`.
+    #[must_use]
+    pub fn start_at(
+        web: impl Fn() -> Web,
+        service: &str,
+        name: &str,
+        count: usize,
+        patient: bool,
+    ) -> Self {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
         let client = |n: usize| {
-            let (web, stop, seen) = (Web::new(mesh), stop.clone(), seen.clone());
-            let service = service.to_owned();
+            let (web, stop, seen) = (web(), stop.clone(), seen.clone());
+            let (service, key) = (service.to_owned(), format!("{name}-{n}"));
             std::thread::spawn(move || {
-                let key = format!("client-{n}");
+                web.enter();
                 let count = block_on(drive(&web, &service, &key, &stop, &seen, patient));
                 (key, count)
             })
@@ -170,14 +187,17 @@ pub fn differences(mesh: &Mesh, service: &str, acknowledged: &[(String, u64)]) -
     acknowledged.iter().map(difference).sum()
 }
 
-/// Every key has the value that was acknowledged.
+/// Every key has the value that was acknowledged. Answers how many changes were, in all.
 ///
 /// # Panics
 /// One has not.
-pub fn check(mesh: &Mesh, service: &str, acknowledged: &[(String, u64)]) {
+pub fn check(mesh: &Mesh, service: &str, acknowledged: &[(String, u64)]) -> u64 {
     let wrong = differences(mesh, service, acknowledged);
+    let total = acknowledged.iter().map(|(_, count)| count).sum();
+    eprintln!("{service}: acknowledged={total} lost_or_doubled={wrong}");
     assert_eq!(
         wrong, 0,
         "changes lost or doubled; acknowledged: {acknowledged:?}"
     );
+    total
 }

@@ -7,21 +7,41 @@ pub mod counting;
 mod daemon;
 mod guests;
 mod mesh;
+pub mod netns;
 mod npy;
+pub mod partition;
 pub mod relay;
 pub mod sockets;
+mod tmpfs;
 pub mod web;
 
 pub use daemon::{Daemon, bin};
 pub use guests::{data, guest};
 pub use mesh::{Mesh, Options, Run};
 pub use npy::{read_f32, slice_rows};
+pub use tmpfs::SmallDisk;
 pub use web::{Answer, Web};
 
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that must happen. Generous: machines are busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether this is a long run, which goes further than CI.
+#[must_use]
+pub fn is_long() -> bool {
+    std::env::var_os("HOP3_LONG").is_some()
+}
+
+/// Whether what needs root can be done. If not, says on standard error that the test is skipped.
+#[must_use]
+pub fn is_root(what: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED, nothing was tested: {what} needs root");
+    }
+    root
+}
 
 /// Polls `look` until it gives a value; panics with `what` after [`PATIENCE`].
 pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -22,6 +23,26 @@ pub struct Options {
     pub coordinator_config: String,
     /// Lines for every agent's configuration file.
     pub agent_config: String,
+    /// Where the coordinator listens; on the loopback if nothing is said.
+    pub listen: Option<IpAddr>,
+    /// What the commands of the coordinator and of nodes begin with, by name (`coordinator`):
+    /// where or how their processes run.
+    pub before: BTreeMap<&'static str, Vec<String>>,
+}
+
+impl Options {
+    /// A command for a process of the coordinator or a node.
+    fn command(&self, name: &str, program: &str) -> Command {
+        let words = self.before.get(name).map_or(&[][..], Vec::as_slice);
+        match words.split_first() {
+            None => Command::new(bin(program)),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(bin(program));
+                command
+            }
+        }
+    }
 }
 
 /// What a finished `hop3` command left behind.
@@ -122,9 +143,10 @@ impl Mesh {
         // On one machine a lost session should show at once.
         let agent_config = format!("keep_alive = \"1s\"\n{}", options.agent_config);
         write(&dir.path().join("agent.toml"), &agent_config);
-        let any = "127.0.0.1:0";
+        let any = SocketAddr::new(options.listen.unwrap_or(Ipv4Addr::LOCALHOST.into()), 0);
+        let any = any.to_string();
         let (coordinator, [mesh_address, api, gateway]) =
-            start_coordinator(dir.path(), [any, any, any]);
+            start_coordinator(&options, dir.path(), [&any, &any, &any]);
         let mut mesh = Self {
             dir,
             coordinator,
@@ -217,7 +239,7 @@ impl Mesh {
     /// A `hop3-agent` command with `name`'s data directory.
     #[must_use]
     pub fn agent_command(&self, name: &str, verb: &str) -> Command {
-        let mut command = Command::new(bin("hop3-agent"));
+        let mut command = self.options.command(name, "hop3-agent");
         command
             .arg(verb)
             .arg("--data-dir")
@@ -260,7 +282,7 @@ impl Mesh {
         self.coordinator.kill();
         let [api, gateway] = [&self.api, &self.gateway].map(|url| url.replace("https://", ""));
         let addresses = [self.mesh_address.as_str(), &api, &gateway];
-        let (coordinator, _) = start_coordinator(self.dir.path(), addresses);
+        let (coordinator, _) = start_coordinator(&self.options, self.dir.path(), addresses);
         self.coordinator = coordinator;
     }
 
@@ -327,11 +349,11 @@ fn write(path: &Path, content: &str) {
 }
 
 /// Starts a coordinator that listens on `addresses`: mesh, API, gateway; answers where it does.
-fn start_coordinator(dir: &Path, addresses: [&str; 3]) -> (Daemon, [String; 3]) {
+fn start_coordinator(options: &Options, dir: &Path, addresses: [&str; 3]) -> (Daemon, [String; 3]) {
     let [mesh, api, gateway] = addresses;
     let ready = dir.join("ready.json");
     let _ = fs::remove_file(&ready);
-    let mut command = Command::new(bin("hop3-coordinator"));
+    let mut command = options.command("coordinator", "hop3-coordinator");
     command
         .args([
             "run",

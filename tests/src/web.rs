@@ -1,8 +1,10 @@
-//! A client of services: HTTP over the gateway of a mesh, with its CA and token.
+//! A client of services: HTTP over the gateway of a mesh, with its CA and token; or over a node's
+//! own, perhaps in a network namespace.
 
-use std::time::Duration;
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
-use reqwest::{Certificate, Client, Method, RequestBuilder};
+use reqwest::{Certificate, Client, ClientBuilder, Method, RequestBuilder};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{Mesh, eventually};
 
@@ -20,12 +22,14 @@ pub struct Answer {
     pub instance: Option<String>,
 }
 
-/// Asks the gateway. Clones share connections.
+/// Asks a gateway. Clones share connections.
 #[derive(Debug, Clone)]
 pub struct Web {
     client: Client,
     base: String,
     token: String,
+    /// Its sockets are of this network namespace.
+    netns: Option<Arc<PathBuf>>,
 }
 
 impl Web {
@@ -35,36 +39,73 @@ impl Web {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = std::fs::read(mesh.path("coordinator/ca.pem")).unwrap_or_default();
         let ca = Certificate::from_pem(&ca).unwrap_or_else(|error| panic!("{error}"));
-        let client = Client::builder()
-            .tls_certs_only([ca])
-            .timeout(ANSWER)
-            .build()
-            .unwrap_or_else(|error| panic!("{error:?}"));
         Self {
-            client,
+            client: client(Client::builder().tls_certs_only([ca])),
             base: mesh.gateway.clone(),
             token: mesh.token(),
+            netns: None,
         }
     }
 
-    /// A client of a node's own gateway; the node has one configured.
+    /// A client of a node's own gateway, wherever that listens; the node has one configured.
     #[must_use]
     pub fn local(mesh: &Mesh, node: &str) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let address = eventually("the node has a gateway", || {
             let log = mesh.agents[node].log();
-            let line = log
-                .lines()
-                .rfind(|line| line.contains("services are served"))?;
+            let mut lines = log.lines();
+            let line = lines.rfind(|line| line.contains("services are served"))?;
             Some(line.rsplit_once("listen=")?.1.trim().to_owned())
         });
-        let token = mesh.path(&format!("{node}/gateway.token"));
+        Self::local_at(mesh, node, &address, None)
+    }
+
+    /// A client of the gateway at `address` that the agent of `node` offers to its own machine,
+    /// which is the network namespace `netns`, if there is one.
+    #[must_use]
+    pub fn local_at(mesh: &Mesh, node: &str, address: &str, netns: Option<PathBuf>) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let token = mesh.path(node).join("gateway.token");
         let token = std::fs::read_to_string(token).unwrap_or_default();
         Self {
-            client: Client::new(),
+            client: client(Client::builder()),
             base: format!("http://{address}"),
             token: token.trim().to_owned(),
+            netns: netns.map(Arc::new),
         }
+    }
+
+    /// Moves the calling thread to where this client's sockets must be made.
+    ///
+    /// # Panics
+    /// The namespace is gone, or not ours to enter.
+    pub fn enter(&self) {
+        let Some(path) = self.netns.as_deref() else {
+            return;
+        };
+        let entered = File::open(path).and_then(|place| {
+            let kind = Some(LinkNameSpaceType::Network);
+            Ok(move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&place),
+                kind,
+            )?)
+        });
+        entered.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    /// Asks from a thread of its own, at the right place.
+    ///
+    /// # Errors
+    /// No answer came within `limit`.
+    ///
+    /// # Panics
+    /// The namespace cannot be entered.
+    pub fn ask(&self, method: &str, path: &str, limit: Duration) -> Result<Answer, reqwest::Error> {
+        let (web, request) = (self.clone(), self.request(method, path).timeout(limit));
+        let asked = std::thread::spawn(move || {
+            web.enter();
+            block_on(web.send(request))
+        });
+        asked.join().unwrap_or_else(|_| panic!("{path}: not asked"))
     }
 
     /// A request to `path` (`/SERVICE/…`), with the token.
@@ -114,6 +155,11 @@ impl Web {
         self.send(self.request("POST", path).body(body.to_owned()))
             .await
     }
+}
+
+fn client(builder: ClientBuilder) -> Client {
+    let built = builder.timeout(ANSWER).build();
+    built.unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 /// Runs `future` on a runtime of its own.

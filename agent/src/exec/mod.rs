@@ -166,8 +166,7 @@ impl Exec {
         std::fs::create_dir_all(&spool_dir).map_err(system("make the directory for output"))?;
         let dir = config.data_dir.join("services");
         make_dir(&dir).map_err(system("make the directory of services"))?;
-        let suspects = Suspects::open(&config.data_dir, master.mac(Purpose::Suspects))
-            .map_err(system("note which inputs are in hand"))?;
+        let suspects = Suspects::open(&config.data_dir, master.mac(Purpose::Suspects));
         let services = Services::new(crate::services::Options {
             engine: service_engine,
             threads: threads.clone(),

@@ -96,6 +96,11 @@ impl Router for LocalRouter {
         let here = self.services.of(name);
         let newest = here.iter().max_by_key(|actor| actor.work().revision);
         let Some(actor) = newest else {
+            if self.services.keeps(name) {
+                // The agent has just begun, or the instance is between two runs.
+                let message = format!("service `{name}` has its state here and does not run now");
+                return Err(Problem::new(Code::ServiceNotReady, message));
+            }
             let message = format!(
                 "service `{name}` has no instance on this node: ask the coordinator's gateway"
             );

@@ -256,6 +256,14 @@ impl Services {
         mine.cloned().collect()
     }
 
+    /// Whether an instance of the service has its state here, in hand or not.
+    #[must_use]
+    pub fn keeps(&self, service: &ServiceName) -> bool {
+        let kept = self.0.shelf.kept.instances();
+        let of = |id: &InstanceId| id.as_service().is_some_and(|(name, _)| name == *service);
+        kept.iter().any(of)
+    }
+
     /// What an instance logged, if it ran since the agent started.
     #[must_use]
     pub fn ring(&self, instance: &InstanceId) -> Option<Arc<Ring>> {

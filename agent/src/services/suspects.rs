@@ -51,7 +51,7 @@ pub struct Suspects(Arc<Inner>);
 
 struct Inner {
     mac: Mac,
-    in_hand: File,
+    in_hand: Option<File>,
     free: Mutex<Vec<usize>>,
     path: PathBuf,
     known: Mutex<HashMap<Fingerprint, u8>>,
@@ -72,47 +72,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Suspects {
-    /// Reads in `dir` what was in hand when the agent last ended, and begins anew.
-    ///
-    /// # Errors
-    /// The disk's. Files that are damaged are no error: they count as empty.
-    pub fn open(dir: &Path, mac: Mac) -> io::Result<Self> {
+    /// Reads in `dir` what was in hand when the agent last ended, and begins anew. What cannot be
+    /// read or written is done without: a full disk keeps no service from starting.
+    #[must_use]
+    pub fn open(dir: &Path, mac: Mac) -> Self {
         let path = dir.join("suspects");
-        let mut options = fs::OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let mut in_hand = options.mode(FILE_MODE).open(dir.join("in-hand"))?;
-        let mut struck = Vec::new();
-        (&mut in_hand)
-            .take((SLOTS * BYTES) as u64)
-            .read_to_end(&mut struck)?;
-        let (struck, _) = struck.as_chunks::<BYTES>();
-        let mut known = read(&path)?;
-        for fingerprint in struck.iter().filter(|struck| **struck != NOBODY) {
-            let strikes = known.entry(*fingerprint).or_default();
-            *strikes = strikes.saturating_add(1);
-            if *strikes == STRIKES {
-                tracing::error!(
-                    crashes = STRIKES,
-                    "an input was in hand at several crashes of the agent: it is refused now"
-                );
-            }
-        }
-        while known.len() > SUSPECTS_MAX {
-            let least = known.iter().min_by_key(|(_, strikes)| **strikes);
-            let least = least.map(|(fingerprint, _)| *fingerprint);
-            least.and_then(|least| known.remove(&least));
-        }
-        write(&path, &known)?;
-        // What is noted twice by a crash in between counts twice: rather that than not at all.
-        in_hand.write_all_at(&[0; SLOTS * BYTES], 0)?;
-        Ok(Self(Arc::new(Inner {
+        let mut known = read(&path);
+        let in_hand = take_over(&dir.join("in-hand"), &path, &mut known);
+        let in_hand = in_hand
+            .inspect_err(|error| {
+                tracing::warn!(%error, "inputs in hand cannot be noted: none is suspected");
+            })
+            .ok();
+        Self(Arc::new(Inner {
             mac,
             in_hand,
             free: Mutex::new((0..SLOTS).collect()),
             path,
             any: AtomicBool::new(!known.is_empty()),
             known: Mutex::new(known),
-        })))
+        }))
     }
 
     /// Notes that an input is in hand, until what this gives is dropped.
@@ -152,7 +131,8 @@ impl Suspects {
 impl Inner {
     fn write(&self, slot: usize, fingerprint: &Fingerprint) {
         let at = (slot * BYTES) as u64;
-        if let Err(error) = self.in_hand.write_all_at(fingerprint, at) {
+        let Some(in_hand) = &self.in_hand else { return };
+        if let Err(error) = in_hand.write_all_at(fingerprint, at) {
             // Worth no more: without the note everything goes on.
             tracing::debug!(%error, "an input in hand was not noted");
         }
@@ -184,19 +164,50 @@ impl Drop for InHand<'_> {
     }
 }
 
-fn read(path: &Path) -> io::Result<HashMap<Fingerprint, u8>> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
-        Err(error) => return Err(error),
-    };
+/// Counts what was in hand among the suspects, and clears the file.
+fn take_over(
+    in_hand: &Path,
+    suspects: &Path,
+    known: &mut HashMap<Fingerprint, u8>,
+) -> io::Result<File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let mut file = options.mode(FILE_MODE).open(in_hand)?;
+    let mut struck = Vec::new();
+    (&mut file)
+        .take((SLOTS * BYTES) as u64)
+        .read_to_end(&mut struck)?;
+    let (struck, _) = struck.as_chunks::<BYTES>();
+    for fingerprint in struck.iter().filter(|struck| **struck != NOBODY) {
+        let strikes = known.entry(*fingerprint).or_default();
+        *strikes = strikes.saturating_add(1);
+        if *strikes == STRIKES {
+            tracing::error!(
+                crashes = STRIKES,
+                "an input was in hand at several crashes of the agent: it is refused now"
+            );
+        }
+    }
+    while known.len() > SUSPECTS_MAX {
+        let least = known.iter().min_by_key(|(_, strikes)| **strikes);
+        let least = least.map(|(fingerprint, _)| *fingerprint);
+        least.and_then(|least| known.remove(&least));
+    }
+    write(suspects, known)?;
+    // What is noted twice by a crash in between counts twice: rather that than not at all.
+    file.write_all_at(&[0; SLOTS * BYTES], 0)?;
+    Ok(file)
+}
+
+fn read(path: &Path) -> HashMap<Fingerprint, u8> {
+    let bytes = fs::read(path).unwrap_or_default();
     let (entries, _) = bytes.as_chunks::<{ BYTES + 1 }>();
     let entries = entries.iter().take(SUSPECTS_MAX).map(|entry| {
         let mut fingerprint = NOBODY;
         fingerprint.copy_from_slice(&entry[..BYTES]);
         (fingerprint, entry[BYTES])
     });
-    Ok(entries.collect())
+    entries.collect()
 }
 
 fn write(path: &Path, known: &HashMap<Fingerprint, u8>) -> io::Result<()> {
@@ -269,7 +280,7 @@ mod tests {
 
     fn open(dir: &Path) -> Suspects {
         let mac = MasterKey::from_bytes([5; 32]).mac(Purpose::Suspects);
-        Suspects::open(dir, mac).unwrap()
+        Suspects::open(dir, mac)
     }
 
     fn timer(timer: u64) -> Input {

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use hop3_common::{
     api::EventView,
     codes::{Code, Problem},
@@ -57,6 +57,8 @@ pub(crate) struct Remote {
     pub(crate) epoch: Epoch,
     pub(crate) link: Arc<dyn Link>,
     flying: Arc<AtomicU32>,
+    /// Why its node refuses requests, while it cannot store what they change.
+    refusal: Arc<ArcSwapOption<Problem>>,
 }
 
 impl Default for Routes {
@@ -87,6 +89,15 @@ impl Routes {
         self.table.load().get(name).cloned()
     }
 
+    /// Why an instance that serves refused what it was asked last, if its node could not store
+    /// changes then.
+    pub(super) fn refusal(&self, name: &ServiceName, index: u32) -> Option<Arc<Problem>> {
+        match self.get(name)?.instances.get(index as usize)? {
+            Stop::Ready(remote) => remote.refusal.load_full(),
+            Stop::Wait(_) => None,
+        }
+    }
+
     /// The instances that serve now.
     pub(crate) fn ready(&self, name: &ServiceName) -> Vec<Arc<Remote>> {
         let route = self.get(name);
@@ -107,6 +118,17 @@ impl Remote {
 
     pub(crate) fn busy(&self) -> u32 {
         self.flying.load(Relaxed)
+    }
+
+    /// Remembers what an answer says about its node's disk.
+    fn note(&self, answer: &Result<CallResult, Problem>) {
+        match answer {
+            Err(problem) if problem.code == Code::Storage => {
+                self.refusal.store(Some(Arc::new(problem.clone())));
+            }
+            Ok(_) if self.refusal.load().is_some() => self.refusal.store(None),
+            _ => {}
+        }
     }
 }
 
@@ -182,9 +204,12 @@ fn stop(core: &Core, service: &Service, index: u32, before: Option<&Route>) -> S
     match link.filter(|_| serving.as_ref().is_some_and(|serving| serving.ready)) {
         Some(link) => {
             let known = before.and_then(|before| before.instances.get(index as usize));
-            let flying = match known {
-                Some(Stop::Ready(remote)) => remote.flying.clone(),
-                _ => Arc::default(),
+            let (flying, refusal) = match known {
+                Some(Stop::Ready(remote)) if remote.epoch == record.own.epoch => {
+                    (remote.flying.clone(), remote.refusal.clone())
+                }
+                Some(Stop::Ready(remote)) => (remote.flying.clone(), Arc::default()),
+                _ => Default::default(),
             };
             Stop::Ready(Arc::new(Remote {
                 index,
@@ -192,6 +217,7 @@ fn stop(core: &Core, service: &Service, index: u32, before: Option<&Route>) -> S
                 epoch: record.own.epoch,
                 link,
                 flying,
+                refusal,
             }))
         }
         None => {
@@ -221,6 +247,7 @@ impl Instance for Remote {
         let flight = crate::models::InFlight::begin(&self.flying);
         let answer = self.link.call(target, left).await;
         drop(flight);
+        self.note(&answer);
         match answer {
             Ok(CallResult::Service(reply)) => Attempt::Replied(reply),
             Ok(_) => {

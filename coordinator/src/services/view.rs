@@ -255,7 +255,10 @@ pub(super) fn status_of(core: &Core, service: &Service, index: u32) -> (&'static
             let reason = format!("moves from {} to {}: {phase}", moving.from, moving.to);
             ("moving", reason)
         }
-        _ if ready => ("ready", said.unwrap_or_default()),
+        _ if ready => match core.services.routes.refusal(&service.record.name, index) {
+            Some(why) => ("ready", format!("refused what it was asked last: {why}")),
+            None => ("ready", said.unwrap_or_default()),
+        },
         _ => ("starting", said.unwrap_or_else(|| "starting".into())),
     }
 }

@@ -183,8 +183,7 @@ impl Rig {
             suspects: Suspects::open(
                 self.dir.path(),
                 MasterKey::from_bytes([5; 32]).mac(Purpose::Suspects),
-            )
-            .unwrap(),
+            ),
         });
         let wheel: Wheel = services.0.wheel.clone();
         tokio::spawn(wheel.run());
