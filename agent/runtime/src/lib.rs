@@ -3,4 +3,5 @@
 
 pub mod onnx;
 pub mod service;
+pub mod shared;
 pub mod wasm;

@@ -6,7 +6,8 @@
 //! suspects    fingerprints that were in hand at crashes, and at how many in a row
 //! ```
 //!
-//! Both are written without syncs: they must survive the process, not the machine. A call that
+//! Both must survive the process, not the machine: the first is shared memory, so that a note costs no
+//! system call, the second is written without syncs. A call that
 //! ends, well or not, clears its input of all suspicion. A fingerprint is a keyed hash over the
 //! instance, its module and the input, so that mended code gets its chance, and the files tell
 //! nothing.
@@ -15,7 +16,7 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs,
     io::{self, Read as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -30,7 +31,7 @@ use hop3_common::{
     id::{Digest, InstanceId},
     store::{crypt::Mac, disk::FILE_MODE},
 };
-use hop3_runtime::service::Input;
+use hop3_runtime::{service::Input, shared::SharedWords};
 
 /// Crashes in a row after which an input is not given to its guest again.
 pub const STRIKES: u8 = 3;
@@ -42,6 +43,7 @@ pub const SUSPECTS_MAX: usize = 256;
 const BODY_BYTES: usize = 64 << 10;
 
 const BYTES: usize = 32;
+const WORDS: usize = BYTES / size_of::<u64>();
 type Fingerprint = [u8; BYTES];
 const NOBODY: Fingerprint = [0; BYTES];
 
@@ -51,7 +53,7 @@ pub struct Suspects(Arc<Inner>);
 
 struct Inner {
     mac: Mac,
-    in_hand: Option<File>,
+    in_hand: Option<SharedWords>,
     free: Mutex<Vec<usize>>,
     path: PathBuf,
     known: Mutex<HashMap<Fingerprint, u8>>,
@@ -130,11 +132,11 @@ impl Suspects {
 
 impl Inner {
     fn write(&self, slot: usize, fingerprint: &Fingerprint) {
-        let at = (slot * BYTES) as u64;
         let Some(in_hand) = &self.in_hand else { return };
-        if let Err(error) = in_hand.write_all_at(fingerprint, at) {
-            // Worth no more: without the note everything goes on.
-            tracing::debug!(%error, "an input in hand was not noted");
+        let slot = in_hand.words().iter().skip(slot * WORDS);
+        let (words, _) = fingerprint.as_chunks::<8>();
+        for (word, bytes) in slot.zip(words) {
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
     }
 
@@ -169,7 +171,7 @@ fn take_over(
     in_hand: &Path,
     suspects: &Path,
     known: &mut HashMap<Fingerprint, u8>,
-) -> io::Result<File> {
+) -> io::Result<SharedWords> {
     let mut options = fs::OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     let mut file = options.mode(FILE_MODE).open(in_hand)?;
@@ -196,7 +198,7 @@ fn take_over(
     write(suspects, known)?;
     // What is noted twice by a crash in between counts twice: rather that than not at all.
     file.write_all_at(&[0; SLOTS * BYTES], 0)?;
-    Ok(file)
+    SharedWords::map(&file, SLOTS * WORDS)
 }
 
 fn read(path: &Path) -> HashMap<Fingerprint, u8> {
