@@ -73,6 +73,7 @@ impl Drop for SharedWords {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::{io::Write as _, sync::atomic::Ordering};
 
     use super::*;
