@@ -358,7 +358,15 @@ impl Delivery<'_> {
             Some(index) => format!("instance {index} of `{name}`"),
             None => format!("an instance of `{name}`"),
         };
-        let why = match (waits, problem) {
+        // It may never have had its turn: then for the same reason as those before it.
+        let waits = waits.clone().or_else(|| {
+            let pick = || self.inner.router.pick(name, self.target);
+            match problem.is_none().then(pick)? {
+                Pick::Wait(why) => Some(why),
+                Pick::Ready(_) => None,
+            }
+        });
+        let why = match (&waits, problem) {
             (Some(waits), _) => waits.clone(),
             (None, Some(problem)) => problem.to_string(),
             (None, None) => "others that came before it still wait".to_owned(),
@@ -366,7 +374,7 @@ impl Delivery<'_> {
         let message = format!("waited {time:?} for {which}, in {attempts} attempts: {why}");
         let busy = problem
             .as_ref()
-            .is_some_and(|problem| problem.code == Code::Busy);
+            .is_none_or(|problem| problem.code == Code::Busy);
         let code = match (maybe, waits) {
             (true, _) => Code::Deadline,
             (false, None) if busy => Code::Busy,

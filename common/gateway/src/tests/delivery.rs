@@ -201,6 +201,36 @@ fn one_that_is_removed_meanwhile_is_unknown() {
     });
 }
 
+/// One that never had its turn is told why those before it still wait.
+#[test]
+fn behind_others_it_is_told_whether_there_is_an_instance() {
+    run(async {
+        let refuses = Scripted::always(0, Step::NotDelivered(Code::Busy));
+        for (instances, code) in [(vec![refuses], Code::Busy), (vec![], Code::ServiceNotReady)] {
+            let world = World::new(info(State::Single, 1), &instances);
+            let gateway = world.gateway();
+            let first = {
+                let gateway = gateway.clone();
+                tokio::spawn(async move {
+                    let post = request("POST", "/first");
+                    gateway.deliver(&name(), None, &post, None).await
+                })
+            };
+            settle().await;
+            let post = request("POST", "/second");
+            let got = gateway.deliver(&name(), None, &post, Some(SECOND)).await;
+            let problem = got.unwrap_err();
+            assert_eq!(problem.code, code, "{}", problem.message);
+            assert!(
+                problem.message.contains("in 0 attempts"),
+                "{}",
+                problem.message
+            );
+            first.abort();
+        }
+    });
+}
+
 #[test]
 fn who_goes_away_frees_the_place() {
     run(async {
