@@ -1,80 +1,18 @@
 #![allow(clippy::unwrap_used)]
 use std::collections::{BTreeMap, BTreeSet};
 
-use hop3_common::{
-    id::Digest,
-    spec::{ByteSize, Durability, KeyFrom, Limits, Millis, ServiceLimits, State},
-    wire::{ModelWork, ServiceWork, StdinSource, TaskWork, Usage},
-};
+use hop3_common::{id::Digest, wire::Usage};
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    super::samples::{self, made},
+    *,
+};
 
 const NOW: UnixMs = UnixMs(1_000);
 
 fn id(n: u8) -> InstanceId {
     format!("task/i{n}").parse().unwrap()
-}
-
-fn task(retry: Retry) -> Work {
-    Work::Task(TaskWork {
-        module: Digest::of(b"module"),
-        module_bytes: 6,
-        program: "p".into(),
-        args: vec![],
-        env: BTreeMap::new(),
-        stdin: StdinSource::Empty,
-        limits: Limits::default(),
-        volumes: vec![],
-        retry,
-    })
-}
-
-fn model() -> Work {
-    Work::Model(ModelWork {
-        name: "m".parse().unwrap(),
-        version: 1,
-        model: Digest::of(b"model"),
-        model_bytes: 5,
-        inputs: vec![],
-        memory: ByteSize::mib(64),
-        deadline: Millis::secs(1),
-    })
-}
-
-fn service() -> Work {
-    Work::Service(Box::new(ServiceWork {
-        name: "s".parse().unwrap(),
-        index: 0,
-        count: 1,
-        revision: 1,
-        module: Digest::of(b"service"),
-        module_bytes: 7,
-        state: State::Single,
-        key: KeyFrom::default(),
-        durability: Durability::Node,
-        fence: None,
-        checkpoint_every: Millis(0),
-        checkpoint_keep: 1,
-        env: BTreeMap::new(),
-        subscribe: vec![],
-        publish: vec![],
-        calls: vec![],
-        volumes: vec![],
-        public: false,
-        limits: ServiceLimits::default(),
-        restore: None,
-    }))
-}
-
-fn made(token: Token) -> Checkpoint {
-    Checkpoint {
-        token,
-        seq: 1,
-        at: NOW,
-        schema: 1,
-        parts: vec![],
-    }
 }
 
 fn ready() -> Progress {
@@ -89,19 +27,27 @@ fn ready() -> Progress {
     })
 }
 
+fn task(retry: Retry) -> Work {
+    Work::Task(samples::task(retry))
+}
+
+fn model() -> Work {
+    Work::Model(samples::model())
+}
+
+fn service() -> Work {
+    Work::Service(Box::new(samples::service()))
+}
+
+fn assign(n: u8, epoch: u64, work: Work) -> Input {
+    samples::assign(id(n), epoch, work)
+}
+
 fn seal(n: u8, epoch: u64) -> Input {
     Input::Seal {
         instance: id(n),
         epoch: Epoch(epoch),
     }
-}
-
-fn assign(n: u8, epoch: u64, work: Work) -> Input {
-    Input::Assign(Box::new(Assignment {
-        instance: id(n),
-        epoch: Epoch(epoch),
-        work,
-    }))
 }
 
 fn run(n: u8, token: Token, progress: Progress) -> Input {

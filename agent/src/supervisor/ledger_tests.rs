@@ -3,16 +3,17 @@ use std::path::Path;
 
 use hop3_common::{
     ownership::Epoch,
-    spec::{Limits, Retry},
+    spec::Retry,
     store::{
         MasterKey, MemoryStore,
         disk::Disk as _,
         powercut::{Fault, SimDisk},
     },
-    wire::{Event, TaskWork},
+    wire::Event,
 };
 
 use super::{
+    samples,
     tests::{Notes, ledger, open_with},
     *,
 };
@@ -24,21 +25,8 @@ fn id(name: &str) -> InstanceId {
 }
 
 fn assign(name: &str, epoch: u64) -> Input {
-    Input::Assign(Box::new(Assignment {
-        instance: id(name),
-        epoch: Epoch(epoch),
-        work: Work::Task(TaskWork {
-            module: Digest::of(b"m"),
-            module_bytes: 1,
-            program: "p".into(),
-            args: vec![],
-            env: BTreeMap::new(),
-            stdin: StdinSource::Empty,
-            limits: Limits::default(),
-            volumes: vec![],
-            retry: Retry::OnNodeLoss,
-        }),
-    }))
+    let work = samples::task(Retry::OnNodeLoss);
+    samples::assign(id(name), epoch, Work::Task(work))
 }
 
 fn stop(name: &str, epoch: u64) -> Input {

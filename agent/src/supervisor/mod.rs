@@ -9,6 +9,7 @@
 
 pub mod core;
 pub mod ledger;
+mod past;
 mod records;
 
 use std::{
@@ -578,5 +579,7 @@ fn log_report(report: &Report) {
 mod ledger_tests;
 #[cfg(test)]
 mod power_tests;
+#[cfg(test)]
+pub(crate) mod samples;
 #[cfg(test)]
 mod tests;

@@ -7,63 +7,28 @@ use std::path::Path;
 use hop3_common::{
     codes::{Code, Problem},
     ownership::Epoch,
-    spec::{ByteSize, Durability, KeyFrom, Millis, ServiceLimits, State},
     store::{
         LocalStore, MasterKey, MemoryStore, Options,
         ab::AbFile,
         disk::Disk as _,
         powercut::{Report as Tried, Rng, SimDisk, is_long, seed},
     },
-    wire::{Checkpoint, Event, ServiceWork},
+    wire::Event,
 };
 
-use super::{tests::ledger as open_ledger, *};
+use super::{
+    samples::{self, made},
+    tests::ledger as open_ledger,
+    *,
+};
 
 fn id(n: usize) -> InstanceId {
     format!("service/s/{n}").parse().unwrap()
 }
 
 fn assign(n: usize, epoch: Epoch) -> Input {
-    let work = Work::Service(Box::new(ServiceWork {
-        name: "s".parse().unwrap(),
-        index: 0,
-        count: 1,
-        revision: 1,
-        module: Digest::of(b"service"),
-        module_bytes: 7,
-        state: State::Single,
-        key: KeyFrom::default(),
-        durability: Durability::Node,
-        fence: None,
-        checkpoint_every: Millis(0),
-        checkpoint_keep: 1,
-        env: BTreeMap::new(),
-        subscribe: vec![],
-        publish: vec![],
-        calls: vec![],
-        volumes: vec![],
-        public: false,
-        limits: ServiceLimits {
-            memory: ByteSize::mib(16),
-            ..ServiceLimits::default()
-        },
-        restore: None,
-    }));
-    Input::Assign(Box::new(Assignment {
-        instance: id(n),
-        epoch,
-        work,
-    }))
-}
-
-fn made(token: Token) -> Checkpoint {
-    Checkpoint {
-        token,
-        seq: 1,
-        at: UnixMs(1),
-        schema: 1,
-        parts: vec![],
-    }
+    let work = samples::service();
+    samples::assign(id(n), epoch.0, Work::Service(Box::new(work)))
 }
 
 /// What the world saw, and how much the disk had recorded by then.

@@ -8,12 +8,15 @@ use bytes::Bytes;
 use hop3_common::{
     id::{InstanceId, UnixMs},
     ownership::LedgerEntry,
-    store::{Error, MetaStore, Op, RECORD_BYTES_MAX, Record, Table, Txn},
+    store::{Error, MetaStore, Op, RECORD_BYTES_MAX, Record, RecordError, Table, Txn, decode_body},
     wire::{Assignment, Phase, Report},
 };
 use serde::{Deserialize, Serialize};
 
-use super::core::{Outcome, Stored};
+use super::{
+    core::{Outcome, Stored},
+    past,
+};
 use crate::session::outbox::{Outbox, OutboxId};
 
 /// Largest encoded assignment, bytes: arguments and environment (64 KiB) with room.
@@ -43,13 +46,28 @@ impl Record for LedgerRecord {
     const VERSION: u16 = 1;
 }
 
-/// A piece of an encoded assignment, under `<instance>/<part>`.
+/// A piece of an encoded assignment, under `<instance>/<part>`. Its version is the assignment's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct AssignmentPart(Bytes);
+pub(super) struct AssignmentPart {
+    bytes: Bytes,
+    #[serde(skip)]
+    old: bool,
+}
 
 impl Record for AssignmentPart {
     const KIND: &'static str = "assignment";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(from: u16, body: &[u8]) -> Result<Self, RecordError> {
+        match from {
+            1 => decode_body(Self::KIND, body).map(|bytes| Self { bytes, old: true }),
+            _ => Err(RecordError::Version {
+                kind: Self::KIND,
+                found: from,
+                known: Self::VERSION,
+            }),
+        }
+    }
 }
 
 /// An unacknowledged report, under its number.
@@ -174,7 +192,10 @@ impl Changes {
         let bytes = Bytes::from(encode(assignment));
         let mut parts = 0;
         for (part, piece) in bytes.chunks(PART_BYTES).enumerate() {
-            let record = AssignmentPart(bytes.slice_ref(piece));
+            let record = AssignmentPart {
+                bytes: bytes.slice_ref(piece),
+                old: false,
+            };
             self.add(PARTS.put_op(&part_id(id, part), &record)?);
             parts += 1;
         }
@@ -262,14 +283,19 @@ async fn assignment(
     id: &InstanceId,
     parts: u16,
 ) -> Result<Option<Assignment>, Error> {
-    let mut bytes = Vec::new();
+    let (mut bytes, mut old) = (Vec::new(), false);
     for part in 0..parts {
         let Some(item) = PARTS.get(store, &part_id(id, part.into())).await? else {
             return Ok(None);
         };
-        bytes.extend_from_slice(&item.record.0);
+        bytes.extend_from_slice(&item.record.bytes);
+        old |= item.record.old;
     }
-    Ok(postcard::from_bytes(&bytes).ok())
+    Ok(if old {
+        past::assignment(&bytes)
+    } else {
+        postcard::from_bytes(&bytes).ok()
+    })
 }
 
 /// The outbox as stored, or a new one under `new_id`.

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use hop3_common::{
     ownership::Epoch,
-    spec::{Limits, Retry},
+    spec::Retry,
     store::{MasterKey, MemoryStore, powercut::SimDisk},
     wire::{Event, TaskWork},
 };
@@ -70,21 +70,9 @@ impl Executor for Notes {
 }
 
 fn assignment(args: Vec<String>) -> Input {
-    Input::Assign(Box::new(Assignment {
-        instance: "task/a".parse().unwrap(),
-        epoch: Epoch(1),
-        work: Work::Task(TaskWork {
-            module: Digest::of(b"m"),
-            module_bytes: 1,
-            program: "p".into(),
-            args,
-            env: BTreeMap::new(),
-            stdin: StdinSource::Empty,
-            limits: Limits::default(),
-            volumes: vec![],
-            retry: Retry::Never,
-        }),
-    }))
+    let task = samples::task(Retry::Never);
+    let work = Work::Task(TaskWork { args, ..task });
+    samples::assign("task/a".parse().unwrap(), 1, work)
 }
 
 pub(super) fn ledger(disk: &SimDisk) -> Result<Ledger, ledger::Error> {

@@ -3,6 +3,7 @@
 //! Everything here is versioned and frozen once shipped: a new form is a new `VERSION`.
 //! All of it is loaded at start; the store is read again only for decisions.
 
+mod past;
 mod types;
 
 use std::sync::Arc;

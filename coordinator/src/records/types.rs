@@ -22,12 +22,13 @@ use hop3_common::{
     identity::{KeyHash, TokenRecord},
     ownership::{Epoch, Ownership},
     spec::{Labels, Millis, ModelSpec, ServiceSpec, TaskSpec, Tier},
-    store::Record,
+    store::{Record, RecordError},
     tensor::TensorSpec,
     wire::{Checkpoint, ModelFacts, NodeFacts},
 };
 use serde::{Deserialize, Serialize};
 
+use super::past;
 use crate::tasks::TaskState;
 
 /// The id of the only `mesh` record.
@@ -271,7 +272,15 @@ pub struct ServiceRecord {
     /// The last move that ended.
     pub last_move: Option<MoveRecord>,
 }
-record!(ServiceRecord, "service", 1);
+
+impl Record for ServiceRecord {
+    const KIND: &'static str = "service";
+    const VERSION: u16 = 2;
+
+    fn upgrade(from: u16, body: &[u8]) -> Result<Self, RecordError> {
+        past::service(from, body)
+    }
+}
 
 /// One replica or shard. Its epoch outlives its node, and its removal, as long as the service
 /// exists.
@@ -310,7 +319,15 @@ pub struct Deposed {
 
 /// Most replaced owners remembered; the oldest are forgotten.
 pub const DEPOSED_MAX: usize = 8;
-record!(ServiceInstanceRecord, "service-instance", 1);
+
+impl Record for ServiceInstanceRecord {
+    const KIND: &'static str = "service-instance";
+    const VERSION: u16 = 2;
+
+    fn upgrade(from: u16, body: &[u8]) -> Result<Self, RecordError> {
+        past::instance(from, body)
+    }
+}
 
 /// Whether an ownership has served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use hop3_common::{
     codes::Problem,
     id::{Digest, InstanceId},
     ownership::{Epoch, Incarnation, Token},
-    spec::{Durability, KeyFrom, Millis, ServiceLimits, State},
+    spec::{Millis, ServiceLimits},
     store::{
         BoxFuture, MasterKey, MemoryStore, MetaStore,
         crypt::Purpose,
@@ -45,7 +45,7 @@ use crate::{
         suspects::Suspects,
         wheel::Wheel,
     },
-    supervisor::core::Progress,
+    supervisor::{core::Progress, samples},
 };
 
 /// A generous deadline of whatever should happen at once.
@@ -264,29 +264,16 @@ fn futures<T>(future: impl Future<Output = T>) -> T {
 
 fn work(module: Digest, module_bytes: u64) -> ServiceWork {
     ServiceWork {
-        name: "s".parse().unwrap(),
-        index: 0,
-        count: 1,
-        revision: 1,
         module,
         module_bytes,
-        state: State::Single,
-        key: KeyFrom::default(),
-        durability: Durability::Node,
-        fence: None,
-        checkpoint_every: Millis(0),
         checkpoint_keep: 2,
-        env: BTreeMap::new(),
         subscribe: vec!["t".parse().unwrap()],
-        publish: vec![],
         calls: vec!["other".parse().unwrap()],
-        volumes: vec![],
-        public: false,
         limits: ServiceLimits {
             cpu_time: Millis::secs(20),
             ..ServiceLimits::default()
         },
-        restore: None,
+        ..samples::service()
     }
 }
 
