@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use hop3_common::{
     id::{Digest, InstanceId, ServiceName},
-    ownership::{Epoch, LEASE_MS_MAX, LEASE_MS_MIN},
+    ownership::{Epoch, LEASE_MS},
     spec::{Durability, KeyFrom, Millis, ServiceLimits, State, Topic, VolumeGrant},
     wire::{Assignment, Checkpoint, ModelWork, ServiceWork, TaskWork, Work},
 };
@@ -96,7 +96,7 @@ impl From<BeforeLeases> for Assignment {
 
 /// The assignment that parts of version 1 make up.
 pub(super) fn assignment(bytes: &[u8]) -> Option<Assignment> {
-    let leased = |lease: Millis| (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease.0);
+    let leased = |lease: Millis| LEASE_MS.contains(&lease.0);
     match whole::<Assignment>(bytes) {
         Some(Assignment {
             work: Work::Service(work),
@@ -163,7 +163,7 @@ mod tests {
         #[test]
         fn both_layouts_are_told_apart(
             work in service(),
-            fence in prop::option::of(LEASE_MS_MIN..=LEASE_MS_MAX),
+            fence in prop::option::of(LEASE_MS),
         ) {
             let old = BeforeLeases {
                 instance: "service/s/0".parse().unwrap(),

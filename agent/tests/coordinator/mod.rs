@@ -130,7 +130,7 @@ impl Coordinator {
 
 pub fn welcome(acked_seq: u64) -> Down {
     Down::Welcome(Welcome {
-        protocol: 1,
+        protocol: hop3_common::wire::PROTOCOL.1,
         mesh: "home".parse().unwrap(),
         coordinator_version: "test".into(),
         now: UnixMs::now(),

@@ -12,14 +12,17 @@
 //!
 //! Pure: times are arguments.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::RangeInclusive,
+};
 
 use super::{Epoch, Ownership, Token};
 
 /// Longest lease, ms.
 pub const LEASE_MS_MAX: u64 = 60_000;
-/// Shortest lease, ms.
-pub const LEASE_MS_MIN: u64 = 1_000;
+/// Lengths that a lease may have, ms.
+pub const LEASE_MS: RangeInclusive<u64> = 1_000..=LEASE_MS_MAX;
 /// Clocks differ in rate by less than one part in this many.
 pub const DRIFT_PARTS: u64 = 50;
 /// And by this many ms, for reading and rounding them.

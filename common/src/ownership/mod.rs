@@ -13,9 +13,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use lease::{
-    BootMs, DRIFT_MS, DRIFT_PARTS, Holder, LEASE_MS_MAX, LEASE_MS_MIN, Leases, drift_ms,
-};
+pub use lease::{BootMs, DRIFT_MS, DRIFT_PARTS, Holder, LEASE_MS, LEASE_MS_MAX, Leases, drift_ms};
 pub use owner::{Ownership, Position};
 pub use replica::{Replica, ReplicaRefusal};
 

@@ -11,10 +11,7 @@ use super::{
     quantity::{ByteSize, CpuMilli, Millis},
     task::{VolumeGrant, check_environment, check_volumes},
 };
-use crate::{
-    id::ServiceName,
-    ownership::{LEASE_MS_MAX, LEASE_MS_MIN},
-};
+use crate::{id::ServiceName, ownership::LEASE_MS};
 
 /// Replicas of a service without state: each is an instance on some node.
 pub const REPLICAS_MAX: u32 = 256;
@@ -411,7 +408,7 @@ impl ServiceSpec {
     }
 
     fn check_partition(&self) -> Result<(), Invalid> {
-        if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&self.lease.0) {
+        if !LEASE_MS.contains(&self.lease.0) {
             let problem = "must be from 1s to 1m";
             return Err(Invalid::new("spec.lease", problem));
         }

@@ -1,4 +1,4 @@
-//! Golden bytes of protocol 1: a change here breaks meshes whose sides differ in version.
+//! Golden bytes of protocol 2: a change here breaks meshes whose sides differ in version.
 
 use bytes::Bytes;
 
@@ -7,12 +7,44 @@ use crate::{
     codes::{Code, Problem},
     id::{Digest, InstanceId, TaskId, UnixMs},
     ownership::{Epoch, Incarnation, Token},
-    spec::Limits,
+    spec::{Durability, KeyFrom, Limits, Millis, ServiceLimits, State},
 };
 
 fn hex<T: serde::Serialize>(message: &T) -> String {
     let bytes = frame::to_bytes(message, CALL_FRAME_MAX).unwrap_or_default();
     data_encoding::HEXLOWER.encode(&bytes)
+}
+
+/// A service's instance, with something in every field.
+fn service(digest: Digest, token: Token) -> ServiceWork {
+    ServiceWork {
+        name: "s".parse().expect("a name"),
+        index: 1,
+        count: 4,
+        revision: 2,
+        module: digest,
+        module_bytes: 66,
+        state: State::Keyed,
+        key: KeyFrom::default(),
+        durability: Durability::Replicated,
+        fence: Some(Millis::secs(3)),
+        checkpoint_every: Millis::secs(60),
+        checkpoint_keep: 3,
+        env: [("K".to_owned(), "V".to_owned())].into(),
+        subscribe: vec!["a/b".parse().expect("a topic")],
+        publish: vec!["c".parse().expect("a topic")],
+        calls: vec!["other".parse().expect("a name")],
+        volumes: Vec::new(),
+        public: true,
+        limits: ServiceLimits::default(),
+        restore: Some(Checkpoint {
+            token,
+            seq: 7,
+            at: UnixMs(9),
+            schema: 1,
+            parts: vec![Output { digest, bytes: 5 }],
+        }),
+    }
 }
 
 /// One message of every kind that a released peer must go on to understand.
@@ -53,6 +85,11 @@ fn shipped_messages_do_not_change() {
         epoch: Epoch(3),
         work: Work::Task(work),
     };
+    let service = Assignment {
+        instance: instance.clone(),
+        epoch: Epoch(3),
+        work: Work::Service(Box::new(service(digest, token))),
+    };
     let call = Call {
         id: 300,
         deadline_ms: 10_000,
@@ -89,6 +126,10 @@ fn shipped_messages_do_not_change() {
         ("Down::Refused", hex(&Down::Refused(problem))),
         ("Down::Assign", hex(&Down::Assign(Box::new(assignment)))),
         (
+            "Down::Assign of a service",
+            hex(&Down::Assign(Box::new(service))),
+        ),
+        (
             "Down::Forget",
             hex(&Down::Forget {
                 instance,
@@ -109,5 +150,5 @@ fn shipped_messages_do_not_change() {
         .iter()
         .map(|(name, hex)| format!("{name} {hex}"))
         .collect();
-    insta::assert_snapshot!("protocol_1", text.join("\n"));
+    insta::assert_snapshot!("protocol_2", text.join("\n"));
 }

@@ -35,8 +35,9 @@ pub use service::*;
 pub const ALPN_SESSION: &[u8] = b"hop3/1";
 /// ALPN of enrolment and late renewal (server-authenticated).
 pub const ALPN_ENROLL: &[u8] = b"hop3-enroll/1";
-/// Protocol versions this build speaks, oldest and newest.
-pub const PROTOCOL: (u16, u16) = (1, 1);
+/// Protocol versions this build speaks, oldest and newest. 2 has leases and replicas: work of
+/// services has another layout than in 1.
+pub const PROTOCOL: (u16, u16) = (2, 2);
 /// Server name in every coordinator's mesh certificate.
 pub const COORDINATOR_NAME: &str = "coordinator.hop3.internal";
 

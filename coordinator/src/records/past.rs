@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use hop3_common::{
     id::{Digest, NodeId, ServiceName, UnixMs},
-    ownership::{Epoch, LEASE_MS_MAX, LEASE_MS_MIN, Ownership, Token},
+    ownership::{Epoch, LEASE_MS, Ownership, Token},
     spec::{
         CheckpointSpec, Durability, KeyFrom, Millis, Placement, Resources, ServiceLimits,
         ServiceSpec, State, Topic, VolumeGrant,
@@ -130,7 +130,7 @@ impl From<InstanceBeforeLeases> for ServiceInstanceRecord {
 
 /// Whether this can be the length of a lease.
 fn leased(lease: Millis) -> bool {
-    (LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease.0)
+    LEASE_MS.contains(&lease.0)
 }
 
 fn version<R: Record>(found: u16) -> RecordError {
@@ -300,7 +300,7 @@ mod tests {
         #[test]
         fn both_layouts_of_a_service_are_told_apart(
             spec in spec(),
-            lease in LEASE_MS_MIN..=LEASE_MS_MAX,
+            lease in LEASE_MS,
             policy in prop::option::of(prop_oneof![
                 Just(OnPartition::Fence),
                 Just(OnPartition::Continue),
@@ -334,7 +334,7 @@ mod tests {
             tied in any::<bool>(),
             checkpoint in prop::option::of(checkpoint()),
             moving in prop::option::of(moved()),
-            fence in prop::option::of(LEASE_MS_MIN..=LEASE_MS_MAX),
+            fence in prop::option::of(LEASE_MS),
         ) {
             let checkpoint = checkpoint.map(|mut made| {
                 made.token.epoch = made.token.epoch.min(epoch);
