@@ -6,8 +6,6 @@
 
 use super::Error;
 
-/// Number of the format; a later one gets a reader of its own beside this.
-pub(super) const FORMAT: u16 = 1;
 const MAGIC_BYTES: usize = 8;
 const SUM_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + 8;
@@ -25,9 +23,10 @@ fn sum(head: &[u8], payload: &[u8]) -> [u8; SUM_BYTES] {
 pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
-    pub(super) fn new(magic: &[u8; MAGIC_BYTES]) -> Self {
+    /// Begins with what it is, and the number of its format.
+    pub(super) fn new(magic: &[u8; MAGIC_BYTES], format: u16) -> Self {
         let mut bytes = magic.to_vec();
-        bytes.extend(FORMAT.to_le_bytes());
+        bytes.extend(format.to_le_bytes());
         Self(bytes)
     }
 
@@ -49,17 +48,16 @@ impl Writer {
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// Checks the magic and the format.
+    /// Checks the magic and the format: formats from 1 to `known` are read.
     pub(super) fn new(
         bytes: &'a [u8],
-        magic: &[u8; MAGIC_BYTES],
+        (magic, known): (&[u8; MAGIC_BYTES], u16),
         what: &'static str,
     ) -> Result<Self, Error> {
         let rest = bytes.strip_prefix(magic).ok_or(Error::Magic(what))?;
         let (version, rest) = rest.split_first_chunk().ok_or(Error::Truncated("head"))?;
         let found = u16::from_le_bytes(*version);
-        if found != FORMAT {
-            let known = FORMAT;
+        if !(1..=known).contains(&found) {
             return Err(Error::Version { found, known });
         }
         Ok(Self(rest))
@@ -110,6 +108,11 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    #[cfg(test)]
+    pub(super) fn of(section: &'static str, bytes: &'a [u8]) -> Self {
+        Self { section, bytes }
+    }
+
     pub(super) fn invalid(&self, why: &'static str) -> Error {
         let section = self.section;
         Error::Invalid { section, why }
@@ -126,6 +129,10 @@ impl<'a> Fields<'a> {
         self.array::<1>().map(|[byte]| *byte)
     }
 
+    pub(super) fn u16(&mut self) -> Result<u16, Error> {
+        self.array().map(|bytes| u16::from_le_bytes(*bytes))
+    }
+
     pub(super) fn u32(&mut self) -> Result<u32, Error> {
         self.array().map(|bytes| u32::from_le_bytes(*bytes))
     }
@@ -137,6 +144,10 @@ impl<'a> Fields<'a> {
     /// Bytes after their length.
     pub(super) fn bytes(&mut self) -> Result<&'a [u8], Error> {
         let len = self.u32()? as usize;
+        self.take(len)
+    }
+
+    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
         let missing = self.invalid("a field is cut short");
         let (bytes, rest) = self.bytes.split_at_checked(len).ok_or(missing)?;
         self.bytes = rest;

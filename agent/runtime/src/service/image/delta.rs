@@ -1,7 +1,8 @@
 //! What changed from one image to a later one, as bytes.
 //!
-//! Pages and entries that the two share are left out; counters, globals, timers and streams are
-//! small and go whole. A delta names the image it starts from by its call number and module.
+//! Pages and entries that the two share are left out; of a page that changed a little only the
+//! bytes that did are written ([`super::patch`]); counters, globals, timers and streams are small
+//! and go whole. A delta names the image it starts from by its call number and module.
 
 use std::sync::Arc;
 
@@ -9,11 +10,16 @@ use bytes::Bytes;
 
 use super::codec::{Fields, Reader, Writer, put_bytes};
 use super::map::Map;
-use super::pages::{PER_WASM_PAGE, ZERO};
+use super::pages::{PAGE_BYTES, PER_WASM_PAGE, Page, ZERO};
+use super::patch;
 use super::sections::{check_layout, page_index, page_number, put_small, small, tag, wasm_pages};
 use super::{Error, Held, Image, Inner};
 
 const MAGIC: &[u8; 8] = b"HOP3DELT";
+/// Number of the format. In 1 there was no [`PATCHED`].
+const FORMAT: u16 = 2;
+/// A page whose bytes changed here and there.
+const PATCHED: u8 = 2;
 /// A page or entry that is set.
 const SET: u8 = 1;
 /// One that is gone.
@@ -24,7 +30,7 @@ impl Image {
     #[must_use]
     pub fn delta(&self, since: &Self) -> Vec<u8> {
         let (old, new) = (&*since.0, &*self.0);
-        let mut out = Writer::new(MAGIC);
+        let mut out = Writer::new(MAGIC, FORMAT);
         out.section(tag::HEAD, |out| {
             out.extend(old.module);
             out.extend(new.module);
@@ -40,9 +46,7 @@ impl Image {
                 if page.is_none() && (old.pages.get(index).is_none() || index >= limit) {
                     continue;
                 }
-                out.extend(page_number(index));
-                out.push(if page.is_some() { SET } else { GONE });
-                out.extend(page.into_iter().flat_map(|page| page.iter()));
+                put_page(out, index, page, old.pages.bytes(index));
             }
         });
         let maps = [
@@ -69,7 +73,7 @@ impl Image {
     /// The bytes are no delta, or one from another image.
     pub fn apply(&self, delta: &[u8]) -> Result<Self, Error> {
         let old = &*self.0;
-        let mut from = Reader::new(delta, MAGIC, "a delta of a service's image")?;
+        let mut from = Reader::new(delta, (MAGIC, FORMAT), "a delta of a service's image")?;
         let mut head = from.section(tag::HEAD, "head")?;
         let (base, module) = (head.array::<32>()?, *head.array::<32>()?);
         let layout = *head.array::<32>()?;
@@ -104,6 +108,27 @@ impl Image {
     }
 }
 
+/// Writes what makes a page out of what it was, in the shorter way; nothing if nothing changed.
+fn put_page(out: &mut Vec<u8>, index: usize, page: Option<&Page>, old: &[u8; PAGE_BYTES]) {
+    let Some(page) = page else {
+        out.extend(page_number(index));
+        return out.push(GONE);
+    };
+    match patch::between(old, page) {
+        Some(patch) if patch.is_empty() => {}
+        Some(patch) => {
+            out.extend(page_number(index));
+            out.push(PATCHED);
+            patch.put(out);
+        }
+        None => {
+            out.extend(page_number(index));
+            out.push(SET);
+            out.extend_from_slice(&page[..]);
+        }
+    }
+}
+
 fn memory(new: &mut Inner, mut fields: Fields<'_>) -> Result<(), Error> {
     let size = wasm_pages(&mut fields)?;
     // A memory shrinks only where an instance was made anew under the same name.
@@ -116,13 +141,14 @@ fn memory(new: &mut Inner, mut fields: Fields<'_>) -> Result<(), Error> {
         let index = page_index(&mut fields, size, last)?;
         let page = match fields.u8()? {
             GONE => None,
-            SET => Some(fields.array()?),
-            _ => return Err(fields.invalid("neither set nor gone")),
+            SET => Some(*fields.array()?),
+            PATCHED => Some(patch::apply(new.pages.bytes(index), &mut fields)?),
+            _ => return Err(fields.invalid("neither set, patched nor gone")),
         };
-        if page.is_some_and(|page| *page == ZERO) {
+        if page.is_some_and(|page| page == ZERO) {
             return Err(fields.invalid("a page of zeros is not left out"));
         }
-        new.pages.put(index, page.map(|page| Arc::new(*page)));
+        new.pages.put(index, page.map(Arc::new));
         last = Some(index);
     }
     Ok(())

@@ -12,6 +12,7 @@ mod delta;
 mod error;
 pub(crate) mod map;
 pub(crate) mod pages;
+mod patch;
 mod sections;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -12,6 +12,8 @@ use super::pages::{PAGE_BYTES, PER_WASM_PAGE, Pages, ZERO};
 use super::{Counters, Error, Global, GlobalType, Held, Image, Inner, WASM_PAGES_MAX, layout_of};
 
 const MAGIC: &[u8; 8] = b"HOP3IMAG";
+/// Number of the format; a later one reads this as well.
+const FORMAT: u16 = 1;
 
 /// Tags of sections; deltas use the same.
 pub(super) mod tag {
@@ -30,7 +32,7 @@ impl Image {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let inner = &*self.0;
-        let mut out = Writer::new(MAGIC);
+        let mut out = Writer::new(MAGIC, FORMAT);
         out.0
             .reserve(inner.pages.present() * (4 + PAGE_BYTES) + 1_024);
         out.section(tag::HEAD, |out| {
@@ -61,7 +63,7 @@ impl Image {
     /// # Errors
     /// The bytes are anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
-        let mut from = Reader::new(bytes, MAGIC, "an image of a service")?;
+        let mut from = Reader::new(bytes, (MAGIC, FORMAT), "an image of a service")?;
         let mut head = from.section(tag::HEAD, "head")?;
         let (module, layout) = (*head.array::<32>()?, *head.array::<32>()?);
         head.end()?;

@@ -59,8 +59,8 @@ const GOLDEN_IMAGE: (usize, &str) = (
     "3ff076fc1ca07a3b1b93b7a935eb7940ae9f2a183b73aee723fab9f9f43d1840",
 );
 const GOLDEN_DELTA: (usize, &str) = (
-    8695,
-    "84fa911ed1dde424ac8e1cbeede3c271f52c5938264e7180f204116030632066",
+    4606,
+    "3718e4e06d4d72f9b6bab922f93cc6bb07c3cdfb6733c70ba97ab34b95689673",
 );
 
 #[test]
@@ -99,6 +99,32 @@ fn wrong_bases_and_formats_are_refused() {
     later[8] = 2;
     let (found, known) = (2, 1);
     assert_eq!(Image::decode(&later), Err(Error::Version { found, known }));
+}
+
+#[test]
+fn a_delta_is_as_long_as_what_changed_and_whole_pages_are_read_too() {
+    let (old, mut new) = (sample(), sample());
+    let mut page = *old.0.pages.bytes(1);
+    page[100..104].copy_from_slice(b"here");
+    new.inner_mut().pages.set(1, &page);
+    let little = new.delta(&old);
+    assert_eq!(old.apply(&little).unwrap(), new);
+    // Nothing but a page's number, how it changed, one run with its place, and its four bytes.
+    assert_eq!(little.len(), old.delta(&old).len() + 4 + 1 + 2 + 4 + 4);
+    for (n, byte) in page.iter_mut().enumerate() {
+        *byte = n as u8 | 1;
+    }
+    new.inner_mut().pages.set(1, &page);
+    let mut whole = new.delta(&old);
+    assert!(whole.len() > PAGE_BYTES);
+    assert_eq!(old.apply(&whole).unwrap(), new);
+    // As format 1 had it.
+    assert_eq!(whole[8..10], [2, 0]);
+    whole[8] = 1;
+    assert_eq!(old.apply(&whole).unwrap(), new);
+    whole[8] = 3;
+    let (found, known) = (3, 2);
+    assert_eq!(old.apply(&whole), Err(Error::Version { found, known }));
 }
 
 #[test]
