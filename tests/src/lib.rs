@@ -17,7 +17,7 @@ pub mod web;
 
 pub use daemon::{Daemon, bin};
 pub use guests::{data, guest};
-pub use mesh::{Mesh, Options, Run};
+pub use mesh::{Mesh, Options, Run, directory};
 pub use npy::{read_f32, slice_rows};
 pub use tmpfs::SmallDisk;
 pub use web::{Answer, Web};

@@ -132,10 +132,14 @@ impl Mesh {
     /// Starts a mesh.
     #[must_use]
     pub fn with(options: Options) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("hop3-test-")
-            .tempdir()
-            .unwrap_or_else(|error| panic!("no temporary directory: {error}"));
+        let any = SocketAddr::new(options.listen.unwrap_or(Ipv4Addr::LOCALHOST.into()), 0);
+        Self::found(directory(), any, options)
+    }
+
+    /// Starts the mesh whose data directories are in `dir`; nodes of `options` that have none are
+    /// enrolled. Nodes know where they find the coordinator: it must listen for them on `address`.
+    #[must_use]
+    pub fn found(dir: TempDir, address: SocketAddr, options: Options) -> Self {
         write(
             &dir.path().join("coordinator.toml"),
             &options.coordinator_config,
@@ -143,10 +147,9 @@ impl Mesh {
         // On one machine a lost session should show at once.
         let agent_config = format!("keep_alive = \"1s\"\n{}", options.agent_config);
         write(&dir.path().join("agent.toml"), &agent_config);
-        let any = SocketAddr::new(options.listen.unwrap_or(Ipv4Addr::LOCALHOST.into()), 0);
-        let any = any.to_string();
+        let any = SocketAddr::new(address.ip(), 0).to_string();
         let (coordinator, [mesh_address, api, gateway]) =
-            start_coordinator(&options, dir.path(), [&any, &any, &any]);
+            start_coordinator(&options, dir.path(), [&address.to_string(), &any, &any]);
         let mut mesh = Self {
             dir,
             coordinator,
@@ -157,7 +160,9 @@ impl Mesh {
             options,
         };
         for (name, tier) in mesh.options.nodes.clone() {
-            mesh.enroll(name, tier).ok();
+            if !mesh.path(name).exists() {
+                mesh.enroll(name, tier).ok();
+            }
             mesh.start_agent(name);
         }
         for (name, _) in mesh.options.nodes.clone() {
@@ -342,6 +347,16 @@ impl Mesh {
         let tasks = self.hop3(&all).json();
         tasks[0]["id"].as_str().unwrap_or_default().to_owned()
     }
+}
+
+/// A new directory for a mesh.
+///
+/// # Panics
+/// There is no room for one.
+#[must_use]
+pub fn directory() -> TempDir {
+    let made = tempfile::Builder::new().prefix("hop3-test-").tempdir();
+    made.unwrap_or_else(|error| panic!("no temporary directory: {error}"))
 }
 
 fn write(path: &Path, content: &str) {

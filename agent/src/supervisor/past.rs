@@ -1,7 +1,7 @@
-//! Assignments as earlier builds stored them.
+//! Assignments and reports as earlier builds stored them.
 //!
-//! Version 1 of their parts was written in two layouts (decision 0023): before there were leases,
-//! and with them. Both are tried, the newer one first: it says `fence` as a lease's length.
+//! Version 1 of them was written in two layouts (decision 0023): before there were leases,
+//! and with them. Both are tried, the newer one first.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use hop3_common::{
     id::{Digest, InstanceId, ServiceName},
     ownership::{Epoch, LEASE_MS},
     spec::{Durability, KeyFrom, Millis, ServiceLimits, State, Topic, VolumeGrant},
-    wire::{Assignment, Checkpoint, ModelWork, ServiceWork, TaskWork, Work},
+    store::{RecordError, decode_body},
+    wire::{Assignment, Checkpoint, Event, ModelWork, Report, ServiceWork, TaskWork, Work},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -94,7 +95,8 @@ impl From<BeforeLeases> for Assignment {
     }
 }
 
-/// The assignment that parts of version 1 make up.
+/// The assignment that parts of version 1 make up. The newer layout has a lease's length, or none,
+/// where the older one has something else.
 pub(super) fn assignment(bytes: &[u8]) -> Option<Assignment> {
     let leased = |lease: Millis| LEASE_MS.contains(&lease.0);
     match whole::<Assignment>(bytes) {
@@ -108,6 +110,18 @@ pub(super) fn assignment(bytes: &[u8]) -> Option<Assignment> {
     whole::<BeforeLeases>(bytes).map(Into::into)
 }
 
+/// The report in a body of version 1. Before leases [`ServiceFacts`](hop3_common::wire::ServiceFacts)
+/// ended without `replicated`, and with them such a report.
+pub(super) fn report(kind: &'static str, body: &[u8]) -> Result<Report, RecordError> {
+    decode_body(kind, body).or_else(|error| {
+        let with_no = [body, &[0]].concat();
+        match decode_body::<Report>(kind, &with_no) {
+            Ok(report) if matches!(report.event, Event::ServiceReady(_)) => Ok(report),
+            _ => Err(error),
+        }
+    })
+}
+
 /// What `bytes` encode, if nothing is left over.
 fn whole<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let (value, rest) = postcard::take_from_bytes(bytes).ok()?;
@@ -117,7 +131,12 @@ fn whole<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use hop3_common::spec::{ByteSize, Retry};
+    use hop3_common::{
+        id::UnixMs,
+        ownership::Token,
+        spec::{ByteSize, Retry},
+        wire::ServiceFacts,
+    };
     use proptest::prelude::*;
 
     use super::{super::samples, *};
@@ -178,6 +197,37 @@ mod tests {
             let bytes = postcard::to_allocvec(&new).unwrap();
             prop_assert_eq!(&assignment(&bytes).unwrap(), &new);
         }
+    }
+
+    #[test]
+    fn reports_of_before_leases_are_read_and_cut_ones_are_not() {
+        let report = |event| Report {
+            instance: "service/s/0".parse().unwrap(),
+            token: Token::default(),
+            at: UnixMs(9),
+            event,
+        };
+        let facts = ServiceFacts {
+            fetch_us: 1,
+            load_us: 2,
+            restore_us: 3,
+            seq: 4,
+            schema: 5,
+            state_bytes: 6,
+            replicated: false,
+        };
+        let ready = report(Event::ServiceReady(facts));
+        let bytes = postcard::to_allocvec(&ready).unwrap();
+        let (last, before) = bytes.split_last().unwrap();
+        assert_eq!(*last, 0);
+        assert_eq!(super::report("report", &bytes).unwrap(), ready);
+        assert_eq!(super::report("report", before).unwrap(), ready);
+        assert!(super::report("report", &before[..before.len() - 1]).is_err());
+        let sealed = postcard::to_allocvec(&report(Event::Sealed(samples::made(Token::default()))));
+        let sealed = sealed.unwrap();
+        assert!(super::report("report", &sealed).is_ok());
+        // One that ends in a list of no parts, without the length of that list.
+        assert!(super::report("report", &sealed[..sealed.len() - 1]).is_err());
     }
 
     #[test]

@@ -61,11 +61,7 @@ impl Record for AssignmentPart {
     fn upgrade(from: u16, body: &[u8]) -> Result<Self, RecordError> {
         match from {
             1 => decode_body(Self::KIND, body).map(|bytes| Self { bytes, old: true }),
-            _ => Err(RecordError::Version {
-                kind: Self::KIND,
-                found: from,
-                known: Self::VERSION,
-            }),
+            _ => Err(unknown::<Self>(from)),
         }
     }
 }
@@ -76,7 +72,22 @@ pub(super) struct ReportRecord(Report);
 
 impl Record for ReportRecord {
     const KIND: &'static str = "report";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(from: u16, body: &[u8]) -> Result<Self, RecordError> {
+        match from {
+            1 => past::report(Self::KIND, body).map(Self),
+            _ => Err(unknown::<Self>(from)),
+        }
+    }
+}
+
+fn unknown<R: Record>(found: u16) -> RecordError {
+    RecordError::Version {
+        kind: R::KIND,
+        found,
+        known: R::VERSION,
+    }
 }
 
 /// The outbox's name and its last acknowledged number, under [`OUTBOX`].
