@@ -64,6 +64,7 @@ codes! {
     Protocol = 311, 400, "protocol violation", "Enroll with the agent of this release.";
     RenewalRefused = 312, 403, "renewal refused", "Enroll the node again with a new join token.";
     CoordinatorUntrusted = 313, 502, "coordinator not trusted", "The token pins another mesh's CA: check the address.";
+    CoordinatorUnreachable = 314, 503, "coordinator not reachable", "Start it, or give its address: `hop3 context show` names the one in use.";
     NotWasm = 401, 400, "not a WebAssembly module", "Push a core Wasm module built for wasm32-wasi.";
     WasmUnsupported = 402, 400, "WebAssembly feature not supported", "Rebuild without the named feature.";
     WasmImport = 403, 400, "unknown import", "Build for wasm32-wasi preview 1.";

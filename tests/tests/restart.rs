@@ -18,6 +18,8 @@ fn a_killed_coordinator_comes_back_with_everything() {
     ]);
 
     mesh.coordinator.kill();
+    let away = mesh.hop3(&["task", "show", &id]);
+    away.fails(1, &["HOP3-0314", &mesh.api, "is it running?"]);
     mesh.start_coordinator();
     mesh.wait_ready("edge-1");
     let after = mesh.json(&["task", "show", &id]);

@@ -201,7 +201,7 @@ fn a_handler_that_fails_changes_nothing_and_the_service_lives_on() {
 fn manifests_that_cannot_be_met_say_why() {
     let mesh = Mesh::start(&[("edge-1", "edge"), ("iot-1", "iot")]);
     let typo = mesh.apply("kind: Service\nname: s\nspec: {module: echo, stat: single}\n");
-    typo.fails(1, &["spec.stat", "did you mean `state`?"]);
+    typo.fails(1, &["HOP3-0101", "spec.stat", "did you mean `state`?"]);
     let unknown = mesh.apply(&manifest("s", "nothing-of-that-name", "replicas: 1"));
     unknown.fails(1, &["HOP3-0406"]);
     for module in ["echo", "hello", "counters"] {

@@ -26,7 +26,7 @@ use tokio::{net::TcpStream, sync::mpsc, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
-use crate::client::{Client, Refused, code_of};
+use crate::client::{Client, Refused, Unreachable, code_of, refusal};
 
 /// How long a broken attachment is tried again.
 const RECONNECT_FOR: Duration = Duration::from_secs(60);
@@ -107,7 +107,10 @@ async fn connect(client: &Client, task: &TaskId) -> Result<Socket> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let tcp = TcpStream::connect((host, port))
         .await
-        .with_context(|| format!("cannot reach the coordinator at {}", client.api))?;
+        .map_err(|error| Unreachable {
+            api: client.api.clone(),
+            why: error.to_string(),
+        })?;
     tcp.set_nodelay(true)?;
     let (mut tls, token) = client.tls();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -206,7 +209,7 @@ pub async fn run(
                 }
             }
             // The coordinator answered: it will not answer otherwise the next time.
-            Err(error) if code_of(&error).is_some_and(|code| code != Code::Unavailable) => {
+            Err(error) if refusal(&error).is_some_and(|code| code != Code::Unavailable) => {
                 return Err(error);
             }
             Err(error) => error,

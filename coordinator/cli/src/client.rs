@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use hop3_common::{api::ProblemDetails, codes::Code, identity};
+use hop3_common::{api::ProblemDetails, codes::Code, identity, spec::Invalid};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -19,12 +19,31 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 #[error("{} [{}]", .0.detail, .0.code)]
 pub struct Refused(pub ProblemDetails);
 
+/// Nobody answers where the coordinator should be.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot reach the coordinator at {api}: {why}; is it running?")]
+pub struct Unreachable {
+    /// Its API.
+    pub api: String,
+    /// What the system says.
+    pub why: String,
+}
+
 /// The code of a refusal anywhere in `error`'s chain.
 #[must_use]
+pub fn refusal(error: &anyhow::Error) -> Option<Code> {
+    let refused = error.downcast_ref::<Refused>();
+    refused.map(|refused| refused.0.code)
+}
+
+/// The code of what is wrong, whoever found it.
+#[must_use]
 pub fn code_of(error: &anyhow::Error) -> Option<Code> {
-    error
-        .downcast_ref::<Refused>()
-        .map(|refused| refused.0.code)
+    let unreachable = || error.downcast_ref::<Unreachable>();
+    let invalid = || error.downcast_ref::<Invalid>();
+    refusal(error)
+        .or_else(|| unreachable().map(|_| Code::CoordinatorUnreachable))
+        .or_else(|| invalid().map(|_| Code::InvalidField))
 }
 
 /// A client of one coordinator.
@@ -108,7 +127,8 @@ impl Client {
             root = source;
         }
         if error.is_connect() {
-            anyhow!("cannot reach the coordinator at {api}: {root}; is it running?")
+            let (api, why) = (api.clone(), root.to_string());
+            Unreachable { api, why }.into()
         } else {
             anyhow!("the request to {api} failed: {root}")
         }

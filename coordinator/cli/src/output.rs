@@ -4,9 +4,13 @@ use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::Result;
 use comfy_table::{Cell, ContentArrangement, Table};
+use hop3_common::codes::Code;
 use serde::Serialize;
 
-use crate::{args::Format, client::Refused};
+use crate::{
+    args::Format,
+    client::{code_of, refusal},
+};
 
 /// Prints data as asked: `value` itself, or the text that `table` makes of it.
 pub fn print<T: Serialize>(
@@ -71,14 +75,16 @@ pub fn print_error(error: &anyhow::Error) {
     } else {
         "error:"
     };
-    eprintln!("{head} {error}");
+    let code = code_of(error);
+    // A refusal says its code itself.
+    let own = code.filter(|_| refusal(error).is_none());
+    let own = own.map(|code| format!(" [{code}]")).unwrap_or_default();
+    eprintln!("{head} {error}{own}");
     for cause in error.chain().skip(1) {
         eprintln!("  because: {cause}");
     }
-    if let Some(Refused(details)) = error.downcast_ref::<Refused>()
-        && !details.code.fix().is_empty()
-    {
-        eprintln!("  fix: {}", details.code.fix());
+    if let Some(fix) = code.map(Code::fix).filter(|fix| !fix.is_empty()) {
+        eprintln!("  fix: {fix}");
     }
 }
 
